@@ -1,0 +1,49 @@
+# Every target sets up what it needs. `make help` lists them.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PORT   ?= 8080
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+# $(call environment,FOLDER,LOCK FILE): a virtual environment with exactly what the lock file names, and this project in it.
+define environment
+	$(PYTHON) -m venv --clear $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(2)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(1)/.ready
+endef
+
+$(VENV)/.ready: requirements/dev.txt pyproject.toml
+	$(call environment,$(VENV),requirements/dev.txt)
+
+run: $(VENV)/.ready ## serve the demo on 127.0.0.1:8080 (PORT=… for another)
+	$(BIN)/gateway demo --port $(PORT)
+
+test: $(VENV)/.ready ## every test that needs only pip, in under two minutes
+	$(BIN)/python -m pytest tests
+
+check: $(VENV)/.ready ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready ## let ruff tidy the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+LOCK = $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
+
+lock: ## write the lock files anew
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --require-hashes -r requirements/lock.txt
+	$(LOCK) pyproject.toml -o requirements/run.txt
+	$(LOCK) pyproject.toml --group dev -o requirements/dev.txt
+	$(LOCK) requirements/lock.in -o requirements/lock.txt
+
+clean: ## remove what the targets made
+	rm -rf .venv* .mypy_cache .ruff_cache .pytest_cache .hypothesis .bench

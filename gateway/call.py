@@ -1,0 +1,123 @@
+"""The words that every room shares: what is asked, by whom, what came of it.
+
+Plain records with no behaviour beyond their own arithmetic. They must not know HTTP, metrics or any upstream.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from gateway.errors import GatewayError
+
+Kind = Literal["chat", "completions", "embeddings", "models", "unknown"]
+Phase = Literal["body", "upstream", "streaming"]
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Whose request it is. `models` are the names that this key may use; `*` ends a prefix."""
+
+    name: str
+    models: tuple[str, ...] = ("*",)
+
+
+class Usage(msgspec.Struct, gc=False):
+    """Tokens, as the upstream counted them. `cached` is part of `input`, `reasoning` is part of `output`."""
+
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+    reasoning: int = 0
+
+
+class Call(msgspec.Struct):
+    """A request as the gateway understands it: the few members that it decides on, and the original bytes.
+
+    `wants_usage`: the caller itself asked for a usage event (`stream_options.include_usage`).
+    `prompt_chars`: characters of text in messages, prompt or input.
+    """
+
+    kind: Kind
+    model: str
+    body: bytes
+    stream: bool = False
+    wants_usage: bool = False
+    has_stream_options: bool = False
+    prompt_chars: int = 0
+
+
+class Exchange:
+    """The one record of one call: every room writes what it learns, and it is told to log and metrics once, at the end.
+
+    Times are the clock's seconds (monotonic), or None where that moment never came. Labels hold configured names only.
+    """
+
+    __slots__ = (
+        "attempts",
+        "committed_at",
+        "content_at",
+        "end_reason",
+        "error_code",
+        "interruption",
+        "key_name",
+        "kind",
+        "last_event_at",
+        "left",
+        "model",
+        "outcome",
+        "phase",
+        "prompt_chars",
+        "received_at",
+        "replica",
+        "request_id",
+        "sent_at",
+        "started_at",
+        "status",
+        "stream",
+        "task",
+        "upstream",
+        "upstream_model",
+        "upstream_seconds",
+        "usage",
+    )
+
+    def __init__(self, request_id: str, kind: Kind, now: float) -> None:
+        self.request_id = request_id
+        self.kind: Kind = kind
+        self.key_name = ""
+        self.model = "unknown"  # the configured name
+        self.upstream = ""
+        self.upstream_model = ""
+        self.replica = ""
+        self.attempts = 0
+        self.stream = False
+        self.prompt_chars = 0
+        self.phase: Phase = "body"
+        self.started_at = now
+        self.received_at: float | None = None  # the whole request is here
+        self.sent_at: float | None = None  # the last attempt went out
+        self.committed_at: float | None = None  # the first event, or the whole plain reply, is here
+        self.content_at: float | None = None  # the first event with content is here
+        self.last_event_at: float | None = None
+        self.upstream_seconds = 0.0  # spent waiting for upstreams, all attempts
+        self.usage: Usage | None = None
+        self.status = 0  # of the answer's head; 499 where the caller left before it
+        self.outcome = ""
+        self.end_reason = ""
+        self.error_code: str | None = None
+        self.interruption: GatewayError | None = None
+        self.left = False
+        self.task: asyncio.Task[None] | None = None
+
+    def interrupt(self, reason: GatewayError) -> None:
+        """End the call from outside: its task is cancelled at whatever it awaits, and finds the reason here.
+
+        The first reason stands; a caller that has left does not care for a second one.
+        """
+        if self.interruption is None and self.task is not None:
+            self.interruption = reason
+            self.task.cancel()
+
+
+Clock = Callable[[], float]

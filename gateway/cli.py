@@ -1,0 +1,115 @@
+"""The commands: `gateway serve`, `check`, `config schema` and `demo`.
+
+Each turns its options into settings and hands them on; what is wrong is told in lines on stderr, without a traceback,
+and the exit code is 1. It must not know how a config is read, nor how anything is served.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from gateway import __version__
+from gateway.config import (
+    ConfigError,
+    announcement,
+    demo_ports,
+    find,
+    from_environment,
+    listening,
+    load,
+    process_environment,
+    schema,
+)
+
+PORT = click.IntRange(0, 65535)
+config_option = click.option(
+    "--config",
+    "named",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Config file. Else GATEWAY_CONFIG, ./gateway.yaml or /etc/gateway/gateway.yaml.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gateway")
+def main() -> None:
+    """A reverse proxy that services point their OpenAI base URL at."""
+
+
+@main.command()
+@config_option
+@click.option("--host", metavar="HOST", help="Listen here instead of where the config says.")
+@click.option("--port", type=PORT, metavar="N", help="Port of the API, instead of the config's.")
+@click.option("--admin-port", type=PORT, metavar="N", help="Port of /metrics and the admin API, likewise.")
+def serve(named: Path | None, host: str | None, port: int | None, admin_port: int | None) -> None:
+    """Serve until told to stop.
+
+    Without a config file, OPENAI_API_KEY is enough: every model goes to OpenAI, and GATEWAY_KEY is the callers' key.
+    """
+    environ = process_environment()
+    path = find(named, environ)
+    with _told():
+        settings = load(path, environ) if path else from_environment(environ)
+        settings = listening(settings, host=host, port=port, admin_port=admin_port, exposable=path is not None)
+    for line in announcement(settings) if path is None else ():
+        click.echo(line, err=True)
+    from gateway.server import serve as run  # noqa: PLC0415  # a server's imports are not for `check` to wait for
+
+    with _told():
+        sys.exit(run(settings))
+
+
+@main.command()
+@click.option("--port", type=PORT, metavar="N", help="Port of the API. Else PORT, else 8080.")
+@click.option("--admin-port", type=PORT, metavar="N", help="Port of /metrics and the admin API. Else the next one.")
+def demo(port: int | None, admin_port: int | None) -> None:
+    """Serve a built-in `demo` model on 127.0.0.1, with no config and no key."""
+    with _told():
+        ports = demo_ports(port, admin_port, process_environment())
+    from gateway.demo import demo_settings, demo_transport  # noqa: PLC0415  # as in `serve`
+    from gateway.server import serve as run  # noqa: PLC0415  # as in `serve`
+
+    with _told():
+        sys.exit(run(demo_settings(*ports), transport=demo_transport()))
+
+
+@main.command()
+@config_option
+def check(named: Path | None) -> None:
+    """Read the config and tell every mistake in it, each with its line and path."""
+    environ = process_environment()
+    path = find(named, environ)
+    with _told():
+        settings = load(path, environ) if path else from_environment(environ)
+    counts = (len(settings.upstreams), "upstream"), (len(settings.models), "model"), (len(settings.auth.keys), "key")
+    click.echo(f"{path or 'environment'}: ok ({', '.join(f'{n} {word}{"s" * (n != 1)}' for n, word in counts)})")
+
+
+@main.group()
+def config() -> None:
+    """Tell about the config file."""
+
+
+@config.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of the config file."""
+    click.echo(json.dumps(schema(), indent=2))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What is wrong with a config, or with the addresses in it, ends the command in plain lines."""
+    try:
+        yield
+    except ConfigError as failure:
+        click.echo(str(failure), err=True)
+    except OSError as failure:
+        click.echo(f"cannot start: {failure.strerror or type(failure).__name__}", err=True)
+    else:
+        return
+    sys.exit(1)

@@ -1,0 +1,57 @@
+"""What an operator can set: read once, at the start, from one YAML file or from the environment alone.
+
+The only room that reads the environment. It says everything that is wrong with a config at once, and it must not know
+what the settings do, nor open a socket, nor repeat a value that it was given: values are secrets until proved otherwise.
+
+`settings` holds the shapes, `checks` what two settings say together, `document` the YAML file, `loading` the ways in.
+"""
+
+from gateway.config.loading import (
+    ConfigError,
+    announcement,
+    demo_ports,
+    find,
+    from_environment,
+    listening,
+    load,
+    process_environment,
+    schema,
+)
+from gateway.config.settings import (
+    Auth,
+    Key,
+    LimitsConfig,
+    Log,
+    Model,
+    Secret,
+    Server,
+    Settings,
+    Target,
+    Timeouts,
+    TransportConfig,
+    Upstream,
+)
+
+__all__ = [
+    "Auth",
+    "ConfigError",
+    "Key",
+    "LimitsConfig",
+    "Log",
+    "Model",
+    "Secret",
+    "Server",
+    "Settings",
+    "Target",
+    "Timeouts",
+    "TransportConfig",
+    "Upstream",
+    "announcement",
+    "demo_ports",
+    "find",
+    "from_environment",
+    "listening",
+    "load",
+    "process_environment",
+    "schema",
+]

@@ -86,8 +86,9 @@ def check(named: Path | None) -> None:
     path = find(named, environ)
     with _told():
         settings = load(path, environ) if path else from_environment(environ)
-    counts = (len(settings.upstreams), "upstream"), (len(settings.models), "model"), (len(settings.auth.keys), "key")
-    click.echo(f"{path or 'environment'}: ok ({', '.join(f'{n} {word}{"s" * (n != 1)}' for n, word in counts)})")
+    counted = ((settings.upstreams, "upstream"), (settings.models, "model"), (settings.auth.keys, "key"))
+    told = ", ".join(f"{len(things)} {word}{'' if len(things) == 1 else 's'}" for things, word in counted)
+    click.echo(f"{path or 'environment'}: ok ({told})")
 
 
 @main.group()

@@ -86,9 +86,9 @@ class _Walk:
             return self._mapping(node, place)
         if isinstance(node, yaml.SequenceNode):
             return [self.visit(part, (*place, index)) for index, part in enumerate(node.value)]
-        if node.tag == _NULL:
-            return None
-        return self._text(node, place)
+        if isinstance(node, yaml.ScalarNode) and node.tag != _NULL:
+            return self._text(node, place)
+        return None
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> Data:
         data: dict[str, Data] = {}

@@ -114,43 +114,45 @@ class Section(BaseModel):
 class LimitsConfig(Section):
     """What a caller may send, and how slowly, before the connection is refused or closed."""
 
-    header_bytes: Count = Field(32768, description="Bytes of a request's head, all fields together.")
-    header_fields: Count = Field(100, description="Number of header fields in a request.")
-    url_bytes: Count = Field(8192, description="Bytes of a request's target (path and query).")
-    head_seconds: Seconds = Field(10.0, description="Seconds in which a request's head must be complete.")
+    header_bytes: Count = Field(default=32768, description="Bytes of a request's head, all fields together.")
+    header_fields: Count = Field(default=100, description="Number of header fields in a request.")
+    url_bytes: Count = Field(default=8192, description="Bytes of a request's target (path and query).")
+    head_seconds: Seconds = Field(default=10.0, description="Seconds in which a request's head must be complete.")
     body_seconds: Seconds = Field(
-        60.0, description="Seconds in which a request's body must be complete, unless it comes at the set rate."
+        default=60.0, description="Seconds in which a request's body must be complete, unless it comes at the set rate."
     )
     body_bytes_per_second: Count = Field(
-        1024, description="Bytes per second: a body that comes at least this fast may take longer than body_seconds."
+        default=1024,
+        description="Bytes per second: a body that comes at least this fast may take longer than body_seconds.",
     )
-    body_bytes: Count = Field(10485760, description="Bytes of a request's body.")
+    body_bytes: Count = Field(default=10485760, description="Bytes of a request's body.")
     keep_alive_seconds: Seconds = Field(
-        75.0, description="Seconds for which an idle connection is kept open for its next request."
+        default=75.0, description="Seconds for which an idle connection is kept open for its next request."
     )
     write_stall_seconds: Seconds = Field(
-        30.0, description="Seconds for which a caller may read nothing of its answer before the connection is closed."
+        default=30.0,
+        description="Seconds for which a caller may read nothing of its answer before the connection is closed.",
     )
 
 
 class Server(Section):
     """Where the gateway listens, and how it leaves."""
 
-    host: Host = Field("0.0.0.0", description="Address of the API port.")  # noqa: S104
-    port: Port = Field(8080, description="Port of the OpenAI API, /healthz and /readyz; 0 takes any free one.")
-    admin_host: Host | None = Field(None, description="Address of the admin port; absent: the same as host.")
+    host: Host = Field(default="0.0.0.0", description="Address of the API port.")  # noqa: S104
+    port: Port = Field(default=8080, description="Port of the OpenAI API, /healthz and /readyz; 0 takes any free one.")
+    admin_host: Host | None = Field(default=None, description="Address of the admin port; absent: the same as host.")
     admin_port: Port = Field(
-        8081, description="Port of /metrics and the admin API, never exposed to callers; 0 takes any free one."
+        default=8081, description="Port of /metrics and the admin API, never exposed to callers; 0 takes any free one."
     )
     drain_seconds: float = Field(
-        120.0, ge=0, description="Seconds that calls in progress get to end after a signal to stop."
+        default=120.0, ge=0, description="Seconds that calls in progress get to end after a signal to stop."
     )
     linger_seconds: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="Seconds after a signal to stop in which calls are still taken while /readyz already says no.",
     )
-    limits: LimitsConfig = Field(LimitsConfig(), description="What a caller may send, and how slowly.")
+    limits: LimitsConfig = Field(default=LimitsConfig(), description="What a caller may send, and how slowly.")
 
     @property
     def admin_address(self) -> str:
@@ -166,32 +168,37 @@ class Key(Section):
         description="The key itself: at least 8 visible ASCII characters. Give it as ${VARIABLE}."
     )
     models: tuple[ModelName, ...] = Field(
-        ("*",), min_length=1, description="Names of the models that it may use; * ends a prefix, and alone means all."
+        default=("*",),
+        min_length=1,
+        description="Names of the models that it may use; * ends a prefix, and alone means all.",
     )
 
 
 class Auth(Section):
     """Who may call."""
 
-    required: bool = Field(True, description="Whether a caller must send a key; false makes every caller anonymous.")
-    keys: tuple[Key, ...] = Field((), description="The callers and their keys.")
+    required: bool = Field(
+        default=True, description="Whether a caller must send a key; false makes every caller anonymous."
+    )
+    keys: tuple[Key, ...] = Field(default=(), description="The callers and their keys.")
 
 
 class Timeouts(Section):
     """How long each phase of a call to an upstream may take."""
 
-    connect: Seconds = Field(5.0, description="Seconds to make a connection, TLS included.")
-    pool: Seconds = Field(1.0, description="Seconds to wait for a free connection when all are busy.")
-    write: Seconds = Field(30.0, description="Seconds in which the upstream may take nothing of the request.")
-    first_token: Seconds = Field(60.0, description="Seconds of silence before a stream's first event.")
-    reply: Seconds = Field(300.0, description="Seconds of silence before a plain reply's first byte.")
-    idle: Seconds = Field(120.0, description="Seconds of silence within a stream or a body.")
+    connect: Seconds = Field(default=5.0, description="Seconds to make a connection, TLS included.")
+    pool: Seconds = Field(default=1.0, description="Seconds to wait for a free connection when all are busy.")
+    write: Seconds = Field(default=30.0, description="Seconds in which the upstream may take nothing of the request.")
+    first_token: Seconds = Field(default=60.0, description="Seconds of silence before a stream's first event.")
+    reply: Seconds = Field(default=300.0, description="Seconds of silence before a plain reply's first byte.")
+    idle: Seconds = Field(default=120.0, description="Seconds of silence within a stream or a body.")
     total: Seconds = Field(
-        600.0, description="Seconds for all attempts, up to a stream's first byte or a plain reply's end."
+        default=600.0, description="Seconds for all attempts, up to a stream's first byte or a plain reply's end."
     )
-    stream: Seconds = Field(1800.0, description="Seconds for a whole stream.")
+    stream: Seconds = Field(default=1800.0, description="Seconds for a whole stream.")
     ping: Seconds = Field(
-        15.0, description="Seconds of silence after which a stream's caller gets a comment, before the first event too."
+        default=15.0,
+        description="Seconds of silence after which a stream's caller gets a comment, before the first event too.",
     )
 
     def over(self, base: "Timeouts") -> "Timeouts":
@@ -202,15 +209,21 @@ class Timeouts(Section):
 class TransportConfig(Section):
     """The connections to one upstream."""
 
-    max_connections: Count = Field(1000, description="Number of connections to each replica, at most.")
-    keepalive_expiry: Seconds = Field(15.0, description="Seconds after which an idle connection is closed.")
-    max_connection_age: Seconds = Field(60.0, description="Seconds after which a connection takes no further request.")
-    ca_file: Path | None = Field(None, description="PEM file of the authorities to trust; absent: the public ones.")
-    client_cert: Path | None = Field(None, description="PEM file of the certificate to show to the upstream.")
-    client_key: Path | None = Field(None, description="PEM file of that certificate's key; absent: in client_cert.")
-    engine: Literal["own", "httpx"] = Field("own", description="Which HTTP engine: ours, or the one of httpx.")
+    max_connections: Count = Field(default=1000, description="Number of connections to each replica, at most.")
+    keepalive_expiry: Seconds = Field(default=15.0, description="Seconds after which an idle connection is closed.")
+    max_connection_age: Seconds = Field(
+        default=60.0, description="Seconds after which a connection takes no further request."
+    )
+    ca_file: Path | None = Field(
+        default=None, description="PEM file of the authorities to trust; absent: the public ones."
+    )
+    client_cert: Path | None = Field(default=None, description="PEM file of the certificate to show to the upstream.")
+    client_key: Path | None = Field(
+        default=None, description="PEM file of that certificate's key; absent: in client_cert."
+    )
+    engine: Literal["own", "httpx"] = Field(default="own", description="Which HTTP engine: ours, or the one of httpx.")
     proxy: Annotated[Secret, AfterValidator(_proxy)] | None = Field(
-        None, description="URL of an HTTP proxy on the way to the upstream; needs engine: httpx."
+        default=None, description="URL of an HTTP proxy on the way to the upstream; needs engine: httpx."
     )
 
 
@@ -218,17 +231,20 @@ class Upstream(Section):
     """Where requests can go."""
 
     kind: Literal["openai"] = Field(description="Which protocol the upstream speaks.")
-    url: Url | None = Field(None, description="Base URL, the part before /chat/completions; or give urls.")
-    urls: tuple[Url, ...] = Field((), description="Base URLs of the replicas of this upstream; or give url.")
+    url: Url | None = Field(default=None, description="Base URL, the part before /chat/completions; or give urls.")
+    urls: tuple[Url, ...] = Field(default=(), description="Base URLs of the replicas of this upstream; or give url.")
     api_key: Annotated[Secret, AfterValidator(_visible_secret)] | None = Field(
-        None, description="The gateway's key at this upstream; absent: none is sent. Give it as ${VARIABLE}."
+        default=None, description="The gateway's key at this upstream; absent: none is sent. Give it as ${VARIABLE}."
     )
-    organization: HeaderText | None = Field(None, description="Value of the openai-organization header; absent: none.")
-    project: HeaderText | None = Field(None, description="Value of the openai-project header; absent: none.")
+    organization: HeaderText | None = Field(
+        default=None, description="Value of the openai-organization header; absent: none."
+    )
+    project: HeaderText | None = Field(default=None, description="Value of the openai-project header; absent: none.")
     timeouts: Timeouts = Field(
-        Timeouts(), description="Timeouts of this upstream; what is absent here is as in the top-level timeouts."
+        default=Timeouts(),
+        description="Timeouts of this upstream; what is absent here is as in the top-level timeouts.",
     )
-    transport: TransportConfig = Field(TransportConfig(), description="The connections to this upstream.")
+    transport: TransportConfig = Field(default=TransportConfig(), description="The connections to this upstream.")
 
     @property
     def replicas(self) -> tuple[str, ...]:
@@ -241,9 +257,13 @@ class Target(Section):
 
     upstream: str = Field(description="Name of an upstream.")
     model: str | None = Field(
-        None, min_length=1, description="Name that the upstream knows the model by; absent: as the caller named it."
+        default=None,
+        min_length=1,
+        description="Name that the upstream knows the model by; absent: as the caller named it.",
     )
-    weight: float = Field(1.0, ge=0, description="Share of the requests, in proportion to the other targets; 0: none.")
+    weight: float = Field(
+        default=1.0, ge=0, description="Share of the requests, in proportion to the other targets; 0: none."
+    )
 
 
 class Model(Section):
@@ -255,8 +275,12 @@ class Model(Section):
 class Log(Section):
     """What is written to stdout."""
 
-    format: Literal["json", "console"] = Field("json", description="One JSON object a line, or lines for people.")
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is written.")
+    format: Literal["json", "console"] = Field(
+        default="json", description="One JSON object a line, or lines for people."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least that is written."
+    )
 
 
 class Settings(Section):
@@ -265,14 +289,14 @@ class Settings(Section):
     Each upstream's `timeouts` are the ones that hold for it: the top-level ones are merged in already.
     """
 
-    server: Server = Field(Server(), description="Where the gateway listens, and how it leaves.")
-    auth: Auth = Field(Auth(), description="Who may call.")
+    server: Server = Field(default=Server(), description="Where the gateway listens, and how it leaves.")
+    auth: Auth = Field(default=Auth(), description="Who may call.")
     upstreams: dict[UpstreamName, Upstream] = Field(min_length=1, description="Where requests can go, by name.")
     models: dict[ModelName, Model] = Field(
         min_length=1, description="What callers may ask for, by name; * ends a prefix, and alone takes every name."
     )
-    timeouts: Timeouts = Field(Timeouts(), description="How long each phase of a call may take.")
-    log: Log = Field(Log(), description="What is written to stdout.")
+    timeouts: Timeouts = Field(default=Timeouts(), description="How long each phase of a call may take.")
+    log: Log = Field(default=Log(), description="What is written to stdout.")
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

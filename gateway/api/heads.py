@@ -1,0 +1,190 @@
+"""What a request's head must be, and how an answer's head is written.
+
+Pure functions over bytes: no sockets, no clock. httptools (llhttp, strict) has refused broken syntax before this file
+sees a head; here is what it lets pass: versions, targets, and fields that may come only once or only in one form. Must
+not know connections or applications.
+"""
+
+import http
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from gateway.api.limits import Limits
+from gateway.errors import BodyTooLarge, CallerError, GatewayError, HeadTooLarge, UrlTooLong
+
+Fields = list[tuple[bytes, bytes]]
+
+# Each of these decides who the request is from, where it goes or where it ends: given twice, two readers could differ.
+_ONCE = frozenset((b"host", b"authorization", b"content-length", b"transfer-encoding", b"expect"))
+_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%\-]+(:[0-9]*)?|\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~\-]+")
+_CONTROL_BYTES = bytes(byte for byte in (*range(32), 127) if byte != 9)
+
+
+class Target(NamedTuple):
+    """A request target as ASGI wants it: `path` with its escapes decoded, the others as they came."""
+
+    path: str
+    raw_path: bytes
+    query: bytes
+
+
+class Demands(NamedTuple):
+    """What a head's fields ask of the connection."""
+
+    expects_continue: bool
+    host: bytes
+
+
+def malformed(message: str, *, code: str = "malformed_request") -> CallerError:
+    """Return the 400 for what is not a request that this server reads."""
+    return CallerError(message, code=code)
+
+
+def check_size(url: bytes, headers: Fields, limits: Limits) -> None:
+    """Raise HeadTooLarge if a head is over `head_bytes`, as it was on the wire or a few spaces less."""
+    if len(url) + sum(len(name) + len(value) + 4 for name, value in headers) > limits.head_bytes:
+        raise HeadTooLarge(f"The request's head is over {limits.head_bytes} bytes.")
+
+
+def read_target(url: bytes, limits: Limits) -> Target:
+    """Split an origin-form target. Raises UrlTooLong, or CallerError for any other form and for control characters."""
+    if len(url) > limits.url_bytes:
+        raise UrlTooLong(f"The request's URL is over {limits.url_bytes} bytes.")
+    if not url.startswith(b"/") or b"#" in url or not url.isascii():
+        raise malformed("The request's target must be a path.")
+    raw_path, _, query = url.partition(b"?")
+    path = raw_path.decode("ascii")
+    if "%" in path:
+        path = unquote(path)
+        if _CONTROL.search(path):
+            raise malformed("The request's path holds a control character.")
+    return Target(path, raw_path, query)
+
+
+def read_demands(version: str, headers: Fields, limits: Limits, known_host: bytes) -> Demands:
+    """Check the fields that llhttp does not judge. `known_host` is one that has passed before.
+
+    Raises CallerError (400), HeadTooLarge (431) or BodyTooLarge (413, from `content-length`).
+    """
+    if version not in {"1.1", "1.0"}:
+        raise malformed("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+    if len(headers) > limits.head_fields:
+        raise HeadTooLarge(f"The request has more than {limits.head_fields} header fields.")
+    once = _single_fields(headers)
+    host = once.get(b"host")
+    if host != known_host:
+        _check_host(host, version)
+    if b"content-length" in once and int(once[b"content-length"]) > limits.body_bytes:
+        raise body_too_large(limits)
+    if b"transfer-encoding" in once and (version != "1.1" or once[b"transfer-encoding"].lower() != b"chunked"):
+        raise malformed("The only transfer encoding spoken here is chunked, in HTTP/1.1.")
+    expects = version == "1.1" and once.get(b"expect", b"").lower() == b"100-continue"
+    return Demands(expects, host or b"")
+
+
+def body_too_large(limits: Limits) -> BodyTooLarge:
+    """Return the 413, whether the length was announced or found out."""
+    return BodyTooLarge(f"The request's body is over {limits.body_bytes} bytes.")
+
+
+def _single_fields(headers: Fields) -> dict[bytes, bytes]:
+    once: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in _ONCE:
+            if name in once:
+                code = "invalid_host" if name == b"host" else "malformed_request"
+                raise malformed(f"The header {name.decode()} is given twice.", code=code)
+            once[name] = value
+    return once
+
+
+def _check_host(host: bytes | None, version: str) -> None:
+    if host is None:
+        if version == "1.1":
+            raise malformed("The Host header is missing.", code="invalid_host")
+    elif not _HOST.fullmatch(host):
+        raise malformed("The Host header is not a host name and port.", code="invalid_host")
+
+
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = http.HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode()
+
+
+_STATUS_LINES = {status: _status_line(status) for status in range(200, 600)}
+_good_names: set[bytes] = set()
+
+
+class AnswerHead(NamedTuple):
+    """The lines of an answer's head that the application decides: `length` is its `content-length`, if it gave one."""
+
+    lines: bytes
+    length: int | None
+    closes: bool
+
+
+def write_head(status: int, preamble: bytes, headers: Iterable[tuple[bytes, bytes]]) -> AnswerHead:
+    """Render the status line, `preamble` (whole lines) and `headers`; framing and the empty line are left to the caller.
+
+    `connection` and `transfer-encoding` are the connection's own: of the first only `close` is heeded. Raises ValueError
+    for a name that is no token, a control character in a value, a bad length, or a status that is none.
+    """
+    line = _STATUS_LINES.get(status)
+    if line is None:
+        raise ValueError(f"{status} is not the status of an answer.")
+    parts = [line, preamble]
+    length: int | None = None
+    closes = False
+    fields = 0
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered not in _good_names:
+            _learn_name(lowered)
+        if lowered == b"content-length":
+            length = _read_length(value)
+        elif lowered == b"transfer-encoding":
+            continue
+        elif lowered == b"connection":
+            closes = closes or b"close" in value.lower()
+            continue
+        parts += (lowered, b": ", value, b"\r\n")
+        fields += 1
+    lines = b"".join(parts)
+    # One pass for all: beyond the two that end each line, a control character can only have come in a value.
+    ours = 2 * (fields + 1) + 2 * preamble.count(b"\r\n")
+    if len(lines) - len(lines.translate(None, _CONTROL_BYTES)) != ours:
+        raise ValueError("A header value holds a control character.")
+    return AnswerHead(lines, length, closes)
+
+
+def _read_length(value: bytes) -> int:
+    if not value.isdigit():
+        raise ValueError("content-length is not a number.")
+    return int(value)
+
+
+def _learn_name(name: bytes) -> None:
+    if not _TOKEN.fullmatch(name):
+        raise ValueError("A header name is not a token.")
+    if len(_good_names) < 1024:
+        _good_names.add(name)
+
+
+def write_refusal(error: GatewayError, request_id: str, preamble: bytes, *, bodiless: bool = False) -> bytes:
+    """Render `error` as a whole answer after which the connection closes."""
+    body = error.body()
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
+    headers += [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", request_id.encode()),
+    ]
+    head = write_head(error.status, preamble, headers)
+    return head.lines + b"connection: close\r\n\r\n" + (b"" if bodiless else body)

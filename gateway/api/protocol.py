@@ -1,0 +1,520 @@
+"""The listening side: HTTP/1.1 on a caller's socket, under uvicorn's Server, with the guard's limits inside it.
+
+`protocol_factory(limits, on_refused=...)` makes the class for `uvicorn.Config(http=...)`. It replaces uvicorn's own
+protocol because limits, disconnects and backpressure belong where the bytes are (docs/adr/0005). Speaks ASGI 3 (spec 2.4)
+to any application; adds `scope["extensions"]["gateway.on_disconnect"]`, a function that takes a callback without
+arguments. This file knows the parser, the clock and the order of turns; it must not know what a request is about.
+"""
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr
+from uvicorn.server import ServerState
+
+from gateway.alarm import Alarm
+from gateway.api.heads import (
+    Fields,
+    body_too_large,
+    check_size,
+    malformed,
+    read_demands,
+    read_target,
+    write_refusal,
+)
+from gateway.api.limits import Limits
+from gateway.api.turn import ClientDisconnected, Turn
+from gateway.errors import CallerTimeout, GatewayError, HeadTooLarge, UrlTooLong
+
+__all__ = ["ClientDisconnected", "Limits", "protocol_factory"]
+
+OnRefused = Callable[[GatewayError], None]
+
+_UNREAD_BYTES = 64 * 1024  # of body that the application has not taken: at this much, reading pauses
+
+
+def protocol_factory(limits: Limits | None = None, *, on_refused: OnRefused | None = None) -> type[asyncio.Protocol]:
+    """Return the class for `uvicorn.Config(http=...)`.
+
+    `on_refused` hears of each request that was refused before there was a scope; it is called after the answer was
+    written, and must not block.
+    """
+
+    class Listening(Connection):
+        _limits = limits or Limits()
+        _hooks = Hooks(on_refused)
+        _preamble = Preamble()
+
+    return Listening
+
+
+class Hooks:
+    """What the assembly wants to be told."""
+
+    def __init__(self, on_refused: OnRefused | None = None) -> None:
+        self.on_refused = on_refused
+
+
+class Preamble:
+    """The header lines that every answer starts with: uvicorn renews the list once a second, and it is rendered once."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[bytes, bytes]] | None = None
+        self._lines = b""
+
+    def lines(self, fields: list[tuple[bytes, bytes]]) -> bytes:
+        """Return `fields` as lines, without `server`."""
+        if fields is not self._seen:
+            self._seen = fields
+            self._lines = b"".join(b"%b: %b\r\n" % field for field in fields if field[0] != b"server")
+        return self._lines
+
+
+class _Enough(Exception):
+    """More requests have been pipelined than may wait."""
+
+
+class Connection(asyncio.Protocol):
+    """One caller's connection: a parser, the turns it has begun, and one alarm for all deadlines.
+
+    A caller is seen to leave by its EOF, for which reading must go on while an answer is under way. Pipelined requests
+    are read ahead for as long; once `Limits.pipelined` of them wait, or much unread body, memory wins and reading pauses:
+    from then until the next answer is complete, only a failing write shows that the caller has gone.
+    """
+
+    _limits: ClassVar[Limits] = Limits()
+    _hooks: ClassVar[Hooks] = Hooks()
+    _preamble: ClassVar[Preamble] = Preamble()
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._app = config.loaded_app
+        self._root_path = config.root_path
+        self._app_state = app_state
+        self._server_state = server_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._alarm = Alarm(self._loop, self._ring)
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]
+
+        self._current: Turn | None = None  # in service
+        self._waiting: deque[Turn] = deque()  # pipelined behind it
+        self._incoming: Turn | None = None  # whose body is being read
+        self._refusal: GatewayError | None = None  # what to say once all of them are answered
+        self._deaf = False  # nothing more will be parsed
+        self._lingering = False
+        self.draining = False
+
+        self._url = b""
+        self._headers: Fields = []
+        self._known_host = b""
+        self._in_head = False
+        self._replaying = False
+        self._shared_read = False
+        self._unaccounted = 0  # bytes read since the parser last made something of them
+
+        self._read_by: float | None = None
+        self._write_by: float | None = None
+        self._head_timed = False
+        self._body_since: float | None = None
+        self._paused_at: float | None = None
+        self._unsent = 0
+        self.blocked: asyncio.Event | None = None
+        self.slice_bytes = self._limits.write_buffer_bytes // 4
+
+    # The transport's side.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock for the first head. asyncio and uvloop have set TCP_NODELAY by now."""
+        self._transport = transport
+        transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes - self.slice_bytes)
+        self._server = get_local_addr(transport)
+        self._client = get_remote_addr(transport)
+        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self._server_state.connections.add(self)  # type: ignore[arg-type]
+        self._time_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and look afterwards at what is unfinished: nothing is, as a rule."""
+        self._unaccounted += len(data)
+        if self._deaf:
+            self._throw_away()
+            return
+        if not self._in_head:
+            self._shared_read = False
+        self._parse(data)
+        if self._incoming is not None:
+            self._mind_body()
+        elif self._in_head:
+            self._mind_head()
+        if self._full():
+            self._pause()
+
+    def eof_received(self) -> None:
+        """Treat a half-close as a departure: a caller that wants its answer keeps its side open."""
+        self._leave()
+        self._close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Let go of everything, then tell who waits."""
+        self._server_state.connections.discard(self)
+        self._alarm.close()
+        self._deaf = True
+        self._parser = None  # parser and protocol hold each other
+        self._leave()
+        self._unblock()
+
+    def pause_writing(self) -> None:
+        """Make send() wait, and give the caller its time to take something."""
+        self.blocked = asyncio.Event()
+        self._mind_unsent()
+
+    def resume_writing(self) -> None:
+        """Let send() go on."""
+        self._unblock()
+        if not self._transport.is_closing():
+            self._write_by = None
+
+    def shutdown(self) -> None:
+        """Close if idle; else after the answer under way, or the head half read. Called by uvicorn when it drains."""
+        self.draining = True
+        if self._current is None and not self._in_head and not self._lingering:
+            self._close()
+
+    def _unblock(self) -> None:
+        event, self.blocked = self.blocked, None
+        if event is not None:
+            event.set()
+
+    def _leave(self) -> None:
+        turns = [self._current, *self._waiting]
+        self._waiting.clear()
+        self._refusal = None
+        for turn in turns:
+            if turn is not None:
+                turn.leave()
+
+    # The parser's side.
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._read_past_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            if isinstance(cause, GatewayError):
+                self._stumble(cause)
+            elif isinstance(cause, _Enough):
+                self._deaf = True
+            else:
+                raise
+        except httptools.HttpParserError:
+            self._stumble(malformed("The request is not well-formed HTTP/1.1."))
+
+    def _read_past_upgrade(self, rest: bytes) -> None:
+        # llhttp takes everything after an Upgrade for another protocol. We do not upgrade (RFC 9110 7.8 lets us ignore
+        # it), so a fresh parser gets the framing alone. Java's HttpClient offers h2c with every first request.
+        turn = self._incoming
+        assert turn is not None
+        framing = [field for field in turn.scope["headers"] if field[0] in {b"content-length", b"transfer-encoding"}]
+        head = b"".join((b"POST / HTTP/1.1\r\n", *(b"%b: %b\r\n" % field for field in framing), b"\r\n"))
+        self._parser = httptools.HttpRequestParser(self)
+        self._replaying = True
+        self._parser.feed_data(head)
+        self._parse(rest)
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        if not self._replaying:
+            self._in_head = True
+            self._url = b""
+            self._headers = []
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field. Trailers come here too, and go to a list that nobody reads."""
+        self._headers.append((name.lower(), value.strip()))
+
+    def on_headers_complete(self) -> None:
+        """Judge the head and begin its turn, so that the application can refuse a caller whose body is still to come."""
+        if self._replaying:
+            self._replaying = False
+            self._headers = []
+            return
+        self._in_head = self._head_timed = False
+        url, headers, self._headers = self._url, self._headers, []
+        target = read_target(url, self._limits)
+        if self._shared_read or self._unaccounted > self._limits.head_bytes:
+            check_size(url, headers, self._limits)
+        self._unaccounted = 0
+        parser = self._parser
+        version = parser.get_http_version()
+        demands = read_demands(version, headers, self._limits, self._known_host)
+        self._known_host = demands.host
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": version,
+            "server": self._server,
+            "client": self._client,
+            "scheme": self._scheme,
+            "method": parser.get_method().decode("ascii"),
+            "root_path": self._root_path,
+            "path": self._root_path + target.path,
+            "raw_path": self._root_path.encode("ascii") + target.raw_path,
+            "query_string": target.query,
+            "headers": headers,
+            "state": self._app_state.copy(),
+        }
+        persistent = version == "1.1" and parser.should_keep_alive()
+        turn = Turn(self, scope, persistent=persistent, expecting=demands.expects_continue)
+        scope["extensions"] = {"gateway.on_disconnect": turn.on_disconnect}
+        self._queue(turn)
+
+    def on_body(self, body: bytes) -> None:
+        """Hand on a piece of body. Raises BodyTooLarge, which comes back out of the parser."""
+        turn = self._incoming
+        assert turn is not None
+        self._unaccounted = 0
+        if turn.received + len(body) > self._limits.body_bytes:
+            raise body_too_large(self._limits)
+        turn.feed(body)
+
+    def on_message_complete(self) -> None:
+        """End a request's body; what is left of this read belongs to the next one."""
+        if self._parser.should_upgrade():
+            return
+        turn, self._incoming = self._incoming, None
+        assert turn is not None
+        turn.end()
+        self._unaccounted = 0
+        self._shared_read = True
+        if self._body_since is not None and turn is self._current:
+            self._read_by = None
+            self._schedule()
+
+    # The order of turns.
+
+    def _queue(self, turn: Turn) -> None:
+        if self._current is None:
+            self._start(turn)
+        elif len(self._waiting) < self._limits.pipelined:
+            self._waiting.append(turn)
+        else:
+            raise _Enough
+        self._incoming = turn
+
+    def _start(self, turn: Turn) -> None:
+        self._current = turn
+        self._body_since = None
+        self._read_by = None
+        self._schedule()
+        task = self._loop.create_task(self._app(turn.scope, turn.receive, turn.send))
+        self._server_state.tasks.add(task)
+        turn.run(task)
+
+    def _stumble(self, error: GatewayError) -> None:
+        self._deaf = True
+        turn, self._incoming = self._incoming, None
+        if turn is not None:
+            turn.fail(error)
+            return
+        last = self._waiting[-1] if self._waiting else self._current
+        if last is None:
+            self._refuse(error)
+        elif last.persistent:
+            self._refusal = error
+
+    def answered(self, turn: Turn) -> None:
+        """Go on to what comes after `turn`: the next request, a refusal, silence or the end."""
+        self._server_state.total_requests += 1
+        self._current = None
+        if not turn.keeps or self.draining:
+            self._end(linger=self._deaf or not turn.complete or self._paused_at is not None)
+        elif self._waiting:
+            self._start(self._waiting.popleft())
+            self._resume()
+        elif self._refusal is not None:
+            self._refuse(self._refusal)
+        elif self._deaf:
+            self._end(linger=True)
+        elif self._in_head:
+            self._time_head()
+        else:
+            self._read_by = self._loop.time() + self._limits.idle_seconds
+            self._schedule()
+            self._resume()
+
+    def keeps(self, turn: Turn) -> bool:
+        """Tell whether the connection can outlive the answer to `turn`, as far as is known when its head is written."""
+        more = not self._deaf or bool(self._waiting) or self._refusal is not None
+        return turn.persistent and turn.complete and more and not self.draining
+
+    def release(self, task: asyncio.Task[None]) -> None:
+        """Forget a finished application task."""
+        self._server_state.tasks.discard(task)
+
+    # Writing.
+
+    def preamble(self) -> bytes:
+        """Return the lines that every answer starts with."""
+        return self._preamble.lines(self._server_state.default_headers)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write at once."""
+        self._transport.write(data)
+
+    def abort(self) -> None:
+        """Cut the connection: the caller must not take what it has for the whole."""
+        self._transport.abort()
+
+    def _refuse(self, error: GatewayError) -> None:
+        self._in_head = False
+        self._refusal = None
+        self.write(write_refusal(error, uuid.uuid4().hex, self.preamble()))
+        self._end(linger=True)
+        if self._hooks.on_refused is not None:
+            self._hooks.on_refused(error)
+
+    def _end(self, *, linger: bool) -> None:
+        self._deaf = True
+        self._waiting.clear()
+        self._incoming = None
+        if not linger:
+            self._close()
+            return
+        self._lingering = True
+        self._unaccounted = 0
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._read_by = self._loop.time() + self._limits.linger_seconds
+        self._schedule()
+        self._resume()
+
+    def _throw_away(self) -> None:
+        if self._lingering:
+            if self._unaccounted > self._limits.linger_bytes:
+                self._close()
+        elif self._current is not None:
+            self._pause()
+
+    def _close(self) -> None:
+        self._read_by = None
+        self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._mind_unsent()
+
+    # Reading and its pauses.
+
+    def took(self, turn: Turn) -> None:
+        """Read on: the application has taken what there was of the body, or asks the caller for it."""
+        if turn is self._current and turn is self._incoming:
+            if not self._full():
+                self._resume()
+            self._mind_body()
+
+    def _full(self) -> bool:
+        current = self._current
+        if current is None:
+            return False
+        if self._waiting:
+            return len(self._waiting) >= self._limits.pipelined or self._waiting[-1].buffered > _UNREAD_BYTES
+        return current.buffered > _UNREAD_BYTES
+
+    def _pause(self) -> None:
+        if self._paused_at is None and not self._transport.is_closing():
+            self._paused_at = self._loop.time()
+            self._transport.pause_reading()
+            self._read_by = None
+            self._schedule()
+
+    def _resume(self) -> None:
+        if self._paused_at is None:
+            return
+        if self._body_since is not None:
+            self._body_since += self._loop.time() - self._paused_at
+        self._paused_at = None
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # Time.
+
+    def _time_head(self) -> None:
+        self._head_timed = True
+        self._read_by = self._loop.time() + self._limits.head_seconds
+        self._schedule()
+
+    def _mind_head(self) -> None:
+        if len(self._url) > self._limits.url_bytes:
+            self._stumble(UrlTooLong(f"The request's URL is over {self._limits.url_bytes} bytes."))
+        elif self._unaccounted > self._limits.head_bytes:
+            self._stumble(HeadTooLarge(f"The request's head is over {self._limits.head_bytes} bytes."))
+        elif self._current is None and not self._head_timed:
+            self._time_head()
+
+    def _mind_body(self) -> None:
+        turn = self._incoming
+        limits = self._limits
+        assert turn is not None
+        if self._unaccounted > limits.head_bytes:
+            self._stumble(malformed("The request's body has too much framing."))
+            return
+        if turn is not self._current or self._paused_at is not None or (turn.expecting and not turn.received):
+            return
+        if self._body_since is None:
+            self._body_since = self._loop.time()
+        lasts = max(limits.body_grace_seconds, turn.received / limits.body_rate)
+        self._read_by = self._body_since + min(limits.body_seconds, lasts)
+        self._schedule()
+
+    def _mind_unsent(self) -> None:
+        self._unsent = self._transport.get_write_buffer_size()
+        self._write_by = self._loop.time() + self._limits.stall_seconds
+        self._schedule()
+
+    def _schedule(self) -> None:
+        read_by, write_by = self._read_by, self._write_by
+        if read_by is None and write_by is None:
+            self._alarm.clear()
+        elif read_by is None or (write_by is not None and write_by < read_by):
+            assert write_by is not None
+            self._alarm.set(write_by)
+        else:
+            self._alarm.set(read_by)
+
+    def _ring(self) -> None:
+        now = self._loop.time()
+        if self._write_by is not None and now >= self._write_by:
+            self._write_by = None
+            if self._transport.get_write_buffer_size() < self._unsent:
+                self._mind_unsent()
+            else:
+                self.abort()
+        if self._read_by is not None and now >= self._read_by:
+            self._read_by = None
+            self._overdue()
+        self._schedule()
+
+    def _overdue(self) -> None:
+        if self._lingering:
+            self._close()
+        elif self._incoming is not None:
+            self._stumble(CallerTimeout("The request's body came too slowly."))
+        elif self._head_timed:
+            self._stumble(CallerTimeout("The request's head came too slowly."))
+        else:
+            self._close()

@@ -3,7 +3,8 @@
 The only room that reads the environment. It says everything that is wrong with a config at once, and it must not know
 what the settings do, nor open a socket, nor repeat a value that it was given: values are secrets until proved otherwise.
 
-`settings` holds the shapes, `checks` what two settings say together, `document` the YAML file, `loading` the ways in.
+`settings` holds the shapes, `checks` what two settings say together, `document` the YAML file, `telling` the words for
+what is wrong, `loading` the ways in.
 """
 
 from gateway.config.loading import (
@@ -15,8 +16,8 @@ from gateway.config.loading import (
     listening,
     load,
     process_environment,
-    schema,
 )
+from gateway.config.schema import schema
 from gateway.config.settings import (
     Auth,
     Key,

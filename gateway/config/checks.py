@@ -7,13 +7,12 @@ same breath as those of shape. Pure: it must not know pydantic, YAML or files, a
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-Place = tuple[str | int, ...]
-Contradiction = tuple[Place, str]
+from gateway.config.mistake import Mistake, Place
 
 _FALSE = {"false", "f", "no", "n", "off", "0"}
 
 
-def contradictions(given: object) -> Iterator[Contradiction]:
+def contradictions(given: object) -> Iterator[Mistake]:
     """Each place where a config contradicts itself, and what is wrong there."""
     config = _mapping(given)
     upstreams = _mapping(config.get("upstreams"))
@@ -26,48 +25,48 @@ def contradictions(given: object) -> Iterator[Contradiction]:
         yield from _model(("models", name), _mapping(model), upstreams)
 
 
-def _server(server: Mapping[str, Any]) -> Iterator[Contradiction]:
+def _server(server: Mapping[str, Any]) -> Iterator[Mistake]:
     port = str(server.get("port", 8080))
     if port != "0" and port == str(server.get("admin_port", 8081)):
         place = "admin_port" if "admin_port" in server else "port"
-        yield ("server", place), "port and admin_port must not be the same"
+        yield Mistake(("server", place), "port and admin_port must not be the same")
 
 
-def _auth(auth: object) -> Iterator[Contradiction]:
+def _auth(auth: object) -> Iterator[Mistake]:
     if not isinstance(auth, Mapping):
         return
     keys = auth.get("keys", ())
     if isinstance(keys, Sequence) and not keys and str(auth.get("required", True)).lower() not in _FALSE:
-        yield ("auth", "keys"), "auth is required and there is no key: add one, or set auth.required to false"
+        yield Mistake(("auth", "keys"), "auth is required and there is no key: add one, or set auth.required to false")
     keys = [_mapping(key) for key in _sequence(keys)]
     for field, thing in (("name", "name"), ("key", "key")):
         for later, earlier in _repeats([key.get(field) for key in keys]):
-            yield ("auth", "keys", later, field), f"the same {thing} as auth.keys[{earlier}]"
+            yield Mistake(("auth", "keys", later, field), f"the same {thing} as auth.keys[{earlier}]")
 
 
-def _upstream(place: Place, upstream: Mapping[str, Any]) -> Iterator[Contradiction]:
+def _upstream(place: Place, upstream: Mapping[str, Any]) -> Iterator[Mistake]:
     single, several = upstream.get("url") is not None, bool(upstream.get("urls"))
     if single and several:
-        yield (*place, "urls"), "give either url or urls"
+        yield Mistake((*place, "urls"), "give either url or urls")
     if not single and not several:
-        yield (*place, "url"), "required: give url, or urls for several replicas"
-    for later, earlier in _repeats(_sequence(upstream.get("urls"))):
-        yield (*place, "urls", later), f"the same URL as urls[{earlier}]"
+        yield Mistake((*place, "url"), "required: give url, or urls for several replicas")
+    for later, earlier in _repeats([str(url).rstrip("/") for url in _sequence(upstream.get("urls"))]):
+        yield Mistake((*place, "urls", later), f"the same URL as urls[{earlier}]")
     transport = _mapping(upstream.get("transport"))
     if transport.get("client_key") is not None and transport.get("client_cert") is None:
-        yield (*place, "transport", "client_key"), "needs client_cert"
+        yield Mistake((*place, "transport", "client_key"), "needs client_cert")
     if transport.get("proxy") is not None and transport.get("engine", "own") == "own":
-        yield (*place, "transport", "proxy"), "needs engine: httpx"
+        yield Mistake((*place, "transport", "proxy"), "needs engine: httpx")
 
 
-def _model(place: Place, model: Mapping[str, Any], upstreams: Mapping[str, Any]) -> Iterator[Contradiction]:
+def _model(place: Place, model: Mapping[str, Any], upstreams: Mapping[str, Any]) -> Iterator[Mistake]:
     targets = [_mapping(target) for target in _sequence(model.get("targets"))]
     for index, target in enumerate(targets):
         name = target.get("upstream")
         if isinstance(name, str) and name not in upstreams:
-            yield (*place, "targets", index, "upstream"), "no upstream has this name"
+            yield Mistake((*place, "targets", index, "upstream"), "no upstream has this name")
     if targets and all(_nothing(target.get("weight", 1)) for target in targets):
-        yield (*place, "targets"), "at least one target needs a weight above 0"
+        yield Mistake((*place, "targets"), "at least one target needs a weight above 0")
 
 
 def _nothing(weight: object) -> bool:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import yaml
 
-Place = tuple[str | int, ...]
+from gateway.config.mistake import Mistake, Place
+
 Data = str | None | list["Data"] | dict[str, "Data"]
 
 _NULL = "tag:yaml.org,2002:null"
@@ -22,22 +23,17 @@ _TOKEN = re.compile(r"'(?:<[a-z ]+>|[^\w\s'\"]|\\t)'")
 _PARTS = 50_000
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """What is wrong, where; `line` is given where the place alone does not tell it."""
-
-    place: Place
-    message: str
-    line: int | None = None
-
-
 @dataclass
 class Document:
-    """What a file says: its data, the line of each place in it (from 1), and what was wrong with it so far."""
+    """What a file says: its data, the line of each place in it (from 1), and what was wrong with it so far.
 
-    data: Data = None
+    `spoilt`: places whose data is not what the file meant, because of a mistake that is told already.
+    """
+
+    data: object = None
     lines: dict[Place, int] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
+    spoilt: set[Place] = field(default_factory=set)
 
     def line(self, place: Place) -> int:
         """The line of a place, or of the closest thing around it that is there."""
@@ -51,8 +47,7 @@ def read(text: str, environ: Mapping[str, str]) -> Document:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         walk = _Walk(environ)
-        if root is not None:
-            walk.document.data = walk.visit(root, ())
+        walk.document.data = {} if root is None else walk.visit(root, ())
     except yaml.MarkedYAMLError as failure:
         return _unreadable(_reason(failure), _marked_line(failure))
     except yaml.reader.ReaderError as failure:
@@ -80,7 +75,7 @@ class _Walk:
             raise _TooMuchError
         self.document.lines.setdefault(place, node.start_mark.line + 1)
         if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
-            self._wrong(place, "tags are not supported", node)
+            self._spoilt(place, "tags are not supported", node)
             return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place)
@@ -111,27 +106,31 @@ class _Walk:
             if found[0] == "$${":
                 return "${"
             if name is None:
-                self._wrong(place, "${ must begin ${NAME} or ${NAME:-default}; write $${ for the characters", node)
+                self._spoilt(place, "${ must begin ${NAME} or ${NAME:-default}; write $${ for the characters", node)
                 return ""
             given = self._environ.get(name)
             if default is not None:
                 return given or default
             if given is None:
-                self._wrong(place, f"the environment variable {name} is not set", node)
+                self._spoilt(place, f"the environment variable {name} is not set", node)
                 return ""
             return given
 
         text = _VARIABLE.sub(value, node.value)
         if _NOT_TEXT.search(text):
-            self._wrong(place, "must be one line of text, without control characters", node)
+            self._spoilt(place, "must be one line of text, without control characters", node)
         return text
 
     def _wrong(self, place: Place, message: str, node: yaml.Node) -> None:
         self.document.mistakes.append(Mistake(place, message, node.start_mark.line + 1))
 
+    def _spoilt(self, place: Place, message: str, node: yaml.Node) -> None:
+        self._wrong(place, message, node)
+        self.document.spoilt.add(place)
+
 
 def _unreadable(reason: str, line: int) -> Document:
-    return Document(mistakes=[Mistake((), f"not valid YAML: {reason}", line)])
+    return Document(mistakes=[Mistake((), f"not valid YAML: {reason}", line)], spoilt={()})
 
 
 def _marked_line(failure: yaml.MarkedYAMLError) -> int:

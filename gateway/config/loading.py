@@ -1,22 +1,24 @@
-"""The ways in: a file, or the environment alone; and the way that mistakes are said.
+"""The ways in: a file, or the environment alone, and what the command line puts over them.
 
-A mistake is one line, `gateway.yaml:12: upstreams.openai.url: message`, and all of them come at once. Neither they nor
-anything else here repeats a value. It must not know what a setting means.
+Whatever is wrong comes as one ConfigError with a line for each mistake: `gateway.yaml:12: upstreams.openai.url: message`.
+It must not know what a setting means, but for the few that it makes from the environment.
 """
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from gateway.config.checks import contradictions
-from gateway.config.document import Data, Mistake, Place, read
-from gateway.config.settings import Section, Server, Settings
+from gateway.config.document import Document, read
+from gateway.config.mistake import Mistake
+from gateway.config.settings import Server, Settings
+from gateway.config.telling import mistakes_in, spoken
 
 FOUND = (Path("gateway.yaml"), Path("/etc/gateway/gateway.yaml"))
 OPENAI_URL = "https://api.openai.com/v1"
@@ -48,14 +50,11 @@ def find(named: Path | None, environ: Mapping[str, str]) -> Path | None:
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
     """Read a YAML file, with `${VAR}` and `${VAR:-default}` from `environ`. Raises ConfigError with every mistake."""
     document = read(_text(path), environ)
-    if document.data is None:
-        mistakes = document.mistakes or [Mistake((), "the file is empty: upstreams and models must be said")]
-        raise ConfigError(f"{path}:{mistake.line or 1}: {mistake.message}" for mistake in mistakes)
-    settings, mistakes = _validate(document.data, document.mistakes)
+    settings, mistakes = _validate(document)
     if settings is None:
         lines = [(mistake.line or document.line(mistake.place), mistake) for mistake in mistakes]
         lines.sort(key=lambda line: line[0])
-        raise ConfigError(f"{path}:{line}: {_spoken(mistake)}" for line, mistake in lines)
+        raise ConfigError(f"{path}:{line}: {spoken(mistake)}" for line, mistake in lines)
     return settings
 
 
@@ -82,9 +81,9 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
         "models": {"*": {"targets": [{"upstream": "openai"}]}},
     }
     variables = {"url": "OPENAI_BASE_URL", "api_key": "OPENAI_API_KEY", "key": "GATEWAY_KEY"}
-    settings, mistakes = _validate(data, [])
+    settings, mistakes = _validate(Document(data))
     if settings is None:
-        raise ConfigError(f"{variables.get(str(m.place[-1]), _path(m.place))}: {m.message}" for m in mistakes)
+        raise ConfigError(f"{variables[str(mistake.place[-1])]}: {mistake.message}" for mistake in mistakes)
     return settings
 
 
@@ -102,7 +101,7 @@ def listening(
         server = Server.model_validate(data["server"])
     except ValidationError:
         raise ConfigError(["--host: must be a host name or an address"]) from None
-    wrong = [message for place, message in contradictions(data) if place[0] == "server"]
+    wrong = [mistake.message for mistake in contradictions(data) if mistake.place[0] == "server"]
     if wrong:
         raise ConfigError(f"--port, --admin-port: {message}" for message in wrong)
     if not exposable and not settings.auth.required and not _loopback(server.host):
@@ -137,11 +136,6 @@ def announcement(settings: Settings) -> list[str]:
     return lines
 
 
-def schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of the config file."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()}
-
-
 def _loopback(host: str) -> bool:
     try:
         return host == "localhost" or ip_address(host).is_loopback
@@ -166,91 +160,14 @@ def _text(path: Path) -> str:
         raise ConfigError([f"{path}:{line}: not UTF-8"]) from None
 
 
-def _validate(data: Data | dict[str, Any], earlier: list[Mistake]) -> tuple[Settings | None, list[Mistake]]:
-    """The settings, or all mistakes: one for a place, the earliest found, and none within what is wrong already."""
+def _validate(document: Document) -> tuple[Settings | None, list[Mistake]]:
+    """The settings, or all mistakes; those that follow from one already known are left out."""
     settings = None
     found: list[Mistake] = []
     try:
-        settings = Settings.model_validate(data)
+        settings = Settings.model_validate(document.data)
     except ValidationError as failure:
-        found += [_mistake(dict(error)) for error in failure.errors(include_url=False)]
-        found += [Mistake(place, message) for place, message in contradictions(data)]
-    mistakes = list(earlier)
-    for mistake in found:
-        if not any(mistake.place[: len(known.place)] == known.place for known in mistakes if known.place):
-            mistakes.append(mistake)
+        found = [*mistakes_in(failure), *contradictions(document.data)]
+    fresh = dict.fromkeys(mistake for mistake in found if mistake.place not in document.spoilt)
+    mistakes = [*document.mistakes, *fresh]
     return (None if mistakes else settings), mistakes
-
-
-def _mistake(error: dict[str, Any]) -> Mistake:
-    place: Place = error["loc"]
-    kind: str = error["type"]
-    if place and place[-1] == "[key]":
-        return Mistake(place[:-2], error["msg"], None)
-    if kind == "extra_forbidden":
-        return Mistake(place, f"unknown key; known here: {', '.join(_known(place[:-1]))}")
-    if kind == "missing":
-        return Mistake(place, "required")
-    if error["input"] is None:
-        return Mistake(place, "has no value")
-    return Mistake(place, _said(kind, error.get("ctx", {}), error["msg"]))
-
-
-_SAID = {
-    "int_": "must be a whole number",
-    "float_": "must be a number",
-    "bool_": "must be true or false",
-    "string_type": "must be text",
-    "string_pattern_mismatch": "must be a host name or an address",
-    "string_too_short": "must not be empty",
-    "string_too_long": "must have at most {max_length} characters",
-    "too_short": "must not be empty",
-    "tuple_type": "must be a list",
-    "dict_type": "must be a mapping",
-    "model_type": "must be a mapping",
-    "finite_number": "must be finite",
-    "greater_than_equal": "must be at least {ge:g}",
-    "greater_than": "must be more than {gt:g}",
-    "less_than_equal": "must be at most {le:g}",
-    "literal_error": "not supported; supported here: {expected}",
-}
-
-
-def _said(kind: str, context: Mapping[str, Any], words: str) -> str:
-    """Our words for pydantic's kinds of mistakes; `words` are a validator's own."""
-    said = next((said for start, said in _SAID.items() if kind.startswith(start)), words)
-    return said.format_map(context).replace("'", "").replace(" or ", ", ") if context else said
-
-
-def _known(place: Place) -> Iterator[str]:
-    """Names of the settings in the section at `place`."""
-    here: type[Section] = Settings
-    steps = iter(place)
-    for step in steps:
-        annotation = here.model_fields[str(step)].annotation
-        if get_origin(annotation) in {dict, tuple}:
-            next(steps, None)
-        here = next(held for held in (annotation, *get_args(annotation)) if _is_section(held))
-    yield from here.model_fields
-
-
-def _is_section(held: object) -> bool:
-    return isinstance(held, type) and issubclass(held, Section)
-
-
-def _spoken(mistake: Mistake) -> str:
-    path = _path(mistake.place)
-    return f"{path}: {mistake.message}" if path else mistake.message
-
-
-def _path(place: Place) -> str:
-    """The place in words, as far as it is made of names; a key that is none may be a secret in a wrong place."""
-    path = ""
-    for step in place:
-        if isinstance(step, int):
-            path += f"[{step}]"
-        elif re.fullmatch(r"[A-Za-z0-9_-]+", step):
-            path += f".{step}" if path else step
-        else:
-            path += f'."{step}"'
-    return path

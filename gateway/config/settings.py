@@ -5,8 +5,8 @@ its documentation: the JSON Schema shows it. Nothing here knows YAML, lines, the
 """
 
 import re
-from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -48,6 +48,12 @@ def _upstream_name(name: str) -> str:
     return name
 
 
+def _host(host: str) -> str:
+    if not re.fullmatch(r"[0-9A-Za-z._:%-]+", host):
+        raise PydanticCustomError("host", "must be a host name or an address")
+    return host
+
+
 def _visible(text: str) -> str:
     if not re.fullmatch(r"[!-~]+", text):
         raise PydanticCustomError("visible", "must be visible ASCII characters without spaces, and not empty")
@@ -65,7 +71,8 @@ def _callers_key(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _origin_and_path(url: str) -> str:
+def _http_url(url: str) -> SplitResult:
+    """The parts of a URL that a request can be sent to. Raises PydanticCustomError."""
     try:
         parts = urlsplit(url)
         sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -73,65 +80,69 @@ def _origin_and_path(url: str) -> str:
         sound = False
     if not sound or not re.fullmatch(r"[!-~]+", url):
         raise PydanticCustomError("url", "must be an http:// or https:// URL with a host")
-    if "@" in parts.netloc:
+    return parts
+
+
+def _base_url(url: str) -> str:
+    if "@" in _http_url(url).netloc:
         raise PydanticCustomError("url", "must not hold a user or a password")
     if "?" in url or "#" in url:
         raise PydanticCustomError("url", "must not have a query or a fragment")
     return url.rstrip("/")
 
 
-def _proxy(secret: SecretStr) -> SecretStr:
-    url = secret.get_secret_value()
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        sound = False
-    if not sound or not re.fullmatch(r"[!-~]+", url):
-        raise PydanticCustomError("url", "must be an http:// or https:// URL with a host")
+def _proxy_url(secret: SecretStr) -> SecretStr:
+    _http_url(secret.get_secret_value())
     return secret
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+Seconds = Positive
 Count = Annotated[int, Field(gt=0)]
-Host = Annotated[str, Field(pattern=r"^[0-9A-Za-z._:%-]+$")]
+Host = Annotated[str, AfterValidator(_host)]
 HeaderText = Annotated[str, AfterValidator(_visible)]
-Url = Annotated[str, AfterValidator(_origin_and_path)]
+Url = Annotated[str, AfterValidator(_base_url)]
 ModelName = Annotated[str, AfterValidator(_model_name)]
 UpstreamName = Annotated[str, AfterValidator(_upstream_name)]
-Path = Annotated[str, Field(min_length=1)]
+FilePath = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
     """Base of all sections: what is not known is refused, and what was read does not change."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, regex_engine="python-re"
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    def values(self) -> dict[str, Any]:
+        """The settings in this section by name, secrets in the clear: for handing to the code that they set."""
+        given = ((name, getattr(self, name)) for name in type(self).model_fields)
+        return {name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in given}
 
 
 class LimitsConfig(Section):
     """What a caller may send, and how slowly, before the connection is refused or closed."""
 
-    header_bytes: Count = Field(default=32768, description="Bytes of a request's head, all fields together.")
-    header_fields: Count = Field(default=100, description="Number of header fields in a request.")
-    url_bytes: Count = Field(default=8192, description="Bytes of a request's target (path and query).")
-    head_seconds: Seconds = Field(default=10.0, description="Seconds in which a request's head must be complete.")
+    head_bytes: Count = Field(default=32768, description="Bytes of a request's head, all fields together; over it 431.")
+    head_fields: Count = Field(default=100, description="Number of header fields in a request; over it 431.")
+    url_bytes: Count = Field(default=8192, description="Bytes of a request's target, path and query; over it 414.")
+    head_seconds: Seconds = Field(
+        default=10.0, description="Seconds from a request's first byte to the end of its head; over it 408."
+    )
+    idle_seconds: Seconds = Field(
+        default=75.0, description="Seconds for which a connection without a request is kept open for the next one."
+    )
+    body_bytes: Count = Field(default=10485760, description="Bytes of a request's body; over it 413.")
     body_seconds: Seconds = Field(
-        default=60.0, description="Seconds in which a request's body must be complete, unless it comes at the set rate."
+        default=60.0, description="Seconds from the end of a request's head to the end of its body; over it 408."
     )
-    body_bytes_per_second: Count = Field(
-        default=1024,
-        description="Bytes per second: a body that comes at least this fast may take longer than body_seconds.",
+    body_rate: Positive = Field(
+        default=1024.0,
+        description="Bytes per second that a body must have come at, on average, after body_grace_seconds; else 408.",
     )
-    body_bytes: Count = Field(default=10485760, description="Bytes of a request's body.")
-    keep_alive_seconds: Seconds = Field(
-        default=75.0, description="Seconds for which an idle connection is kept open for its next request."
-    )
-    write_stall_seconds: Seconds = Field(
+    body_grace_seconds: Seconds = Field(default=10.0, description="Seconds of a body before its rate is looked at.")
+    stall_seconds: Seconds = Field(
         default=30.0,
-        description="Seconds for which a caller may read nothing of its answer before the connection is closed.",
+        description="Seconds for which a caller may take nothing of its answer before the connection is closed.",
     )
 
 
@@ -214,15 +225,17 @@ class TransportConfig(Section):
     max_connection_age: Seconds = Field(
         default=60.0, description="Seconds after which a connection takes no further request."
     )
-    ca_file: Path | None = Field(
+    ca_file: FilePath | None = Field(
         default=None, description="PEM file of the authorities to trust; absent: the public ones."
     )
-    client_cert: Path | None = Field(default=None, description="PEM file of the certificate to show to the upstream.")
-    client_key: Path | None = Field(
+    client_cert: FilePath | None = Field(
+        default=None, description="PEM file of the certificate to show to the upstream."
+    )
+    client_key: FilePath | None = Field(
         default=None, description="PEM file of that certificate's key; absent: in client_cert."
     )
     engine: Literal["own", "httpx"] = Field(default="own", description="Which HTTP engine: ours, or the one of httpx.")
-    proxy: Annotated[Secret, AfterValidator(_proxy)] | None = Field(
+    proxy: Annotated[Secret, AfterValidator(_proxy_url)] | None = Field(
         default=None, description="URL of an HTTP proxy on the way to the upstream; needs engine: httpx."
     )
 
@@ -262,7 +275,7 @@ class Target(Section):
         description="Name that the upstream knows the model by; absent: as the caller named it.",
     )
     weight: float = Field(
-        default=1.0, ge=0, description="Share of the requests, in proportion to the other targets; 0: none."
+        default=1.0, ge=0, le=1000000, description="Share of the requests, in proportion to the other targets; 0: none."
     )
 
 
@@ -301,8 +314,12 @@ class Settings(Section):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         mistakes: list[InitErrorDetails] = [
-            {"type": PydanticCustomError("contradiction", "{said}", {"said": message}), "loc": place, "input": ""}
-            for place, message in contradictions(self.model_dump())
+            {
+                "type": PydanticCustomError("contradiction", "{said}", {"said": mistake.message}),
+                "loc": mistake.place,
+                "input": "",
+            }
+            for mistake in contradictions(self.model_dump())
         ]
         if mistakes:
             raise ValidationError.from_exception_data("Settings", mistakes, hide_input=True)

@@ -1,0 +1,124 @@
+"""The stage of a run: the upstream, the contenders, the load, and that all of them are gone when the run is."""
+
+import contextlib
+import http.client
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench.contender import Contender
+from bench.load import Job
+from bench.process import Child, split_cores, start, start_talking
+
+_START_LIMIT = 60.0
+
+
+class BenchError(Exception):
+    """A contender does not start, or a load has failed: there are no figures then."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A contender that answers."""
+
+    name: str
+    child: Child
+    port: int
+    start_seconds: float
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a load said of itself, and the CPU time that the contender spent on it."""
+
+    cpu_seconds: float
+    grown_kb: int
+    result: dict[str, float]
+
+
+class Stage:
+    """Starts what a run needs, in one folder for configurations and logs."""
+
+    def __init__(self, folder: Path, chunks: int, interval: float) -> None:
+        self._folder = folder
+        self._measured, self._measuring = split_cores()
+        self._upstream = self._talk("upstream", "bench.upstream", str(chunks), str(interval))
+        self.upstream_port = int(_read_line(self._upstream) or self._give_up("upstream"))
+
+    def close(self) -> None:
+        """End the upstream. Contenders and loads end with their blocks."""
+        self._upstream.end()
+
+    @contextlib.contextmanager
+    def contender(self, contender: Contender) -> Iterator[Running]:
+        """Start a contender, wait until it answers, and end it with the block."""
+        launch = contender.launch(self.upstream_port, self._folder)
+        began = time.monotonic()
+        child = start(launch.command, launch.environment, self._log(contender.name), self._measured)
+        try:
+            while not _answers(launch.port, launch.ready_path):
+                if child.popen.poll() is not None or time.monotonic() - began > _START_LIMIT:
+                    self._give_up(contender.name)
+                time.sleep(0.002)
+            yield Running(contender.name, child, launch.port, time.monotonic() - began)
+        finally:
+            child.end()
+
+    def load(self, job: Job, on: Running | None) -> Spent:
+        """Do a job, and read what the contender `on` spent from when the load is warm until its last answer."""
+        child = self._talk("load", "bench.load", json.dumps(asdict(job)))
+        try:
+            _read_line(child) or self._give_up("load", on)
+            cpu, memory = _readings(on)
+            _write_line(child)
+            answer = _read_line(child) or self._give_up("load", on)
+            cpu_after, memory_after = _readings(on)
+            _write_line(child)
+            with contextlib.suppress(Exception):
+                child.popen.wait(5)
+            return Spent(cpu_after - cpu, memory_after - memory, json.loads(answer))
+        finally:
+            child.end()
+
+    def _talk(self, name: str, module: str, *arguments: str) -> Child:
+        return start_talking([sys.executable, "-m", module, *arguments], self._log(name), self._measuring)
+
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+    def _give_up(self, name: str, on: Running | None = None) -> str:
+        said = [f"{name} failed" + (f" on {on.name}" if on else "")]
+        for log in {name, on.name if on else name}:
+            with contextlib.suppress(OSError):
+                said += [f"--- {log}", *self._log(log).read_text(errors="replace").splitlines()[-12:]]
+        raise BenchError("\n".join(said))
+
+
+def _readings(on: Running | None) -> tuple[float, int]:
+    return (on.child.cpu_seconds(), on.child.resident_kb()) if on else (0.0, 0)
+
+
+def _read_line(child: Child) -> str:
+    assert child.popen.stdout is not None
+    return child.popen.stdout.readline().strip()
+
+
+def _write_line(child: Child) -> None:
+    assert child.popen.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        child.popen.stdin.write("\n")
+        child.popen.stdin.flush()
+
+
+def _answers(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path, headers={"connection": "close"})
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

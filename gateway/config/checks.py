@@ -14,7 +14,9 @@ _FALSE = {"false", "f", "no", "n", "off", "0"}
 
 def contradictions(given: object) -> Iterator[Mistake]:
     """Each place where a config contradicts itself, and what is wrong there."""
-    config = _mapping(given)
+    if not isinstance(given, Mapping):
+        return
+    config: Mapping[str, Any] = given
     upstreams = _mapping(config.get("upstreams"))
     yield from _server(_mapping(config.get("server")))
     yield from _auth(config.get("auth", {}))

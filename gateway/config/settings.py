@@ -40,11 +40,7 @@ def _model_name(name: str) -> str:
 
 def _upstream_name(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name) or name == RESERVED:
-        raise PydanticCustomError(
-            "name",
-            "an upstream's name is 1 to 63 lower-case letters, digits, - and _, "
-            "starts with a letter or a digit, and is not unknown",
-        )
+        raise PydanticCustomError("name", "must match [a-z0-9][a-z0-9_-]{0,62}, and not be unknown")
     return name
 
 
@@ -52,6 +48,13 @@ def _host(host: str) -> str:
     if not re.fullmatch(r"[0-9A-Za-z._:%-]+", host):
         raise PydanticCustomError("host", "must be a host name or an address")
     return host
+
+
+def _some(things: tuple[Any, ...]) -> tuple[Any, ...]:
+    """At least one. Field's own min_length would count only those that are right, and say one mistake twice."""
+    if not things:
+        raise PydanticCustomError("some", "must not be empty")
+    return things
 
 
 def _visible(text: str) -> str:
@@ -282,7 +285,9 @@ class Target(Section):
 class Model(Section):
     """What a caller may ask for, and where that goes."""
 
-    targets: tuple[Target, ...] = Field(min_length=1, description="Where requests for this model may go.")
+    targets: Annotated[tuple[Target, ...], AfterValidator(_some)] = Field(
+        description="Where requests for this model may go, at least one."
+    )
 
 
 class Log(Section):
@@ -319,7 +324,7 @@ class Settings(Section):
                 "loc": mistake.place,
                 "input": "",
             }
-            for mistake in contradictions(self.model_dump())
+            for mistake in contradictions(self.model_dump(exclude_unset=True))
         ]
         if mistakes:
             raise ValidationError.from_exception_data("Settings", mistakes, hide_input=True)

@@ -1,0 +1,863 @@
+"""What a config file means, and what is said of a bad one."""
+
+import dataclasses
+import textwrap
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from gateway.api.limits import Limits
+from gateway.config import (
+    ConfigError,
+    LimitsConfig,
+    Settings,
+    Timeouts,
+    TransportConfig,
+    announcement,
+    demo_ports,
+    find,
+    from_environment,
+    listening,
+    load,
+    schema,
+)
+from gateway.config.document import read
+from gateway.fleet import Timeouts as FleetTimeouts
+from gateway.transport.settings import TransportSettings
+
+GOOD = """\
+auth:
+  keys:
+    - {name: search-team, key: "${SEARCH_TEAM_KEY}"}
+upstreams:
+  openai: {kind: openai, url: "https://api.openai.com/v1", api_key: "${OPENAI_API_KEY}"}
+models:
+  gpt-4o-mini: {targets: [{upstream: openai}]}
+"""
+ENVIRON = {"SEARCH_TEAM_KEY": "search-team-key", "OPENAI_API_KEY": "sk-of-the-gateway"}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Paths in messages are as they were given, so tests give them relative to an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def loaded(text: str, environ: Mapping[str, str] = ENVIRON) -> Settings:
+    path = Path("gateway.yaml")
+    path.write_text(textwrap.dedent(text), encoding="utf-8")
+    return load(path, environ)
+
+
+def mistakes(text: str, environ: Mapping[str, str] = ENVIRON) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        loaded(text, environ)
+    return [mistake.removeprefix("gateway.yaml:") for mistake in caught.value.mistakes]
+
+
+def with_upstream(members: str) -> str:
+    return (
+        "auth: {required: false}\n"
+        "upstreams:\n"
+        f"  there: {{kind: openai, {members}}}\n"
+        "models: {any: {targets: [{upstream: there}]}}\n"
+    )
+
+
+def with_extra(section: str) -> str:
+    return f"{GOOD}{section}\n"
+
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+# --- what a good file means ---------------------------------------------------------------------------------------
+
+
+def test_the_least_that_must_be_said_gets_production_defaults() -> None:
+    config = loaded(GOOD)
+    assert (config.server.host, config.server.port) == ("0.0.0.0", 8080)
+    assert (config.server.admin_address, config.server.admin_port) == ("0.0.0.0", 8081)
+    assert (config.server.drain_seconds, config.server.linger_seconds) == (120.0, 0.0)
+    assert config.auth.required
+    assert config.auth.keys[0].models == ("*",)
+    assert config.upstreams["openai"].replicas == ("https://api.openai.com/v1",)
+    assert config.models["gpt-4o-mini"].targets[0].model is None
+    assert config.models["gpt-4o-mini"].targets[0].weight == 1.0
+    assert (config.log.format, config.log.level) == ("json", "info")
+
+
+def test_everything_that_can_be_said_is_kept() -> None:
+    config = loaded(
+        """\
+        server: {host: 10.0.0.1, port: 1, admin_host: "::1", admin_port: 2, drain_seconds: 0, linger_seconds: 2.5}
+        auth: {required: no, keys: [{name: a, key: search-team-key, models: [gpt-4*, chat]}]}
+        upstreams:
+          vllm:
+            kind: openai
+            urls: ["http://vllm-0:8000/v1/", "http://[::1]:8000/v1"]
+            organization: org-1
+            project: proj-1
+            timeouts: {first_token: 5}
+            transport:
+              {max_connections: 2, keepalive_expiry: 3, max_connection_age: 4, ca_file: a, client_cert: b, client_key: c,
+               engine: httpx, proxy: "http://user:word@proxy:3128"}
+        models:
+          chat: {targets: [{upstream: vllm, model: Qwen/Qwen3-32B, weight: 3}, {upstream: vllm, weight: 0}]}
+          "gpt-*": {targets: [{upstream: vllm, model: one-for-all}]}
+          "*": {targets: [{upstream: vllm}]}
+        timeouts: {idle: 7, first_token: 6}
+        log: {format: console, level: debug}
+        """
+    )
+    vllm = config.upstreams["vllm"]
+    assert config.server.admin_address == "::1"
+    assert not config.auth.required
+    assert vllm.replicas == ("http://vllm-0:8000/v1", "http://[::1]:8000/v1")
+    assert vllm.api_key is None
+    assert (vllm.timeouts.first_token, vllm.timeouts.idle, vllm.timeouts.reply) == (5.0, 7.0, 300.0)
+    assert vllm.transport.values() == {
+        "max_connections": 2,
+        "keepalive_expiry": 3.0,
+        "max_connection_age": 4.0,
+        "ca_file": "a",
+        "client_cert": "b",
+        "client_key": "c",
+        "engine": "httpx",
+        "proxy": "http://user:word@proxy:3128",
+    }
+    assert [target.weight for target in config.models["chat"].targets] == [3.0, 0.0]
+    assert list(config.models) == ["chat", "gpt-*", "*"]
+
+
+def test_settings_do_not_change_once_read() -> None:
+    config = loaded(GOOD)
+    with pytest.raises(ValueError, match="frozen"):
+        config.server.port = 1
+
+
+def test_defaults_are_those_of_the_code_that_they_set() -> None:
+    limits = msgspec.structs.asdict(Limits())
+    assert LimitsConfig().values() == {name: limits[name] for name in LimitsConfig.model_fields}
+    transport = dataclasses.asdict(TransportSettings())
+    assert TransportConfig().values() == {name: transport[name] for name in TransportConfig.model_fields}
+    assert Timeouts().values() == msgspec.structs.asdict(FleetTimeouts())
+
+
+# --- scalars and variables ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "port", ["8090", '"8090"', '"${PORT}"', "${PORT}", '"${NONE:-8090}"', '"80${NINETY}"', "!!str 8090"]
+)
+def test_a_number_may_be_text_or_a_variable(port: str) -> None:
+    config = loaded(with_extra(f"server:\n  port: {port}"), {**ENVIRON, "PORT": "8090", "NINETY": "90"})
+    assert config.server.port == 8090
+
+
+@pytest.mark.parametrize("name", ["no", "0123", "2024-08-06", "1e3", "0x10", "12:30:00", ".5", "yes"])
+def test_a_name_is_the_text_that_was_written(name: str) -> None:
+    config = loaded(GOOD.replace("gpt-4o-mini", name).replace("search-team,", f"{name},"))
+    assert list(config.models) == [name]
+    assert config.auth.keys[0].name == name
+
+
+@pytest.mark.parametrize(
+    ("written", "key"),
+    [
+        ("'${A}'", "from-the-environment"),
+        ("'${NONE:-from-the-file}'", "from-the-file"),
+        ("'${EMPTY:-from-the-file}'", "from-the-file"),
+        ("'${A:-from-the-file}'", "from-the-environment"),
+        ("'$${A}-literal'", "${A}-literal"),
+        ("'${YAML}'", "{key:[1]}#'\"&*!"),
+        ("'${NESTED}'", "${A}${A}"),
+        ("'a$b$$c-12345'", "a$b$$c-12345"),
+        ("'${A}:${A}'", "from-the-environment:from-the-environment"),
+    ],
+)
+def test_a_variable_is_put_in_as_it_is(written: str, key: str) -> None:
+    environ = {
+        **ENVIRON,
+        "A": "from-the-environment",
+        "EMPTY": "",
+        "YAML": "{key:[1]}#'\"&*!",
+        "NESTED": "${A}${A}",
+    }
+    config = loaded(GOOD.replace('"${SEARCH_TEAM_KEY}"', written), environ)
+    assert config.auth.keys[0].key.get_secret_value() == key
+
+
+def test_an_alias_stands_for_what_it_names() -> None:
+    config = loaded(
+        """\
+        auth: {required: false}
+        upstreams:
+          a: {kind: openai, url: "http://a", timeouts: &slow {reply: 900}}
+          b: {kind: openai, url: "http://b", timeouts: *slow}
+        models: {m: {targets: [{upstream: a}, {upstream: b}]}}
+        """
+    )
+    assert [upstream.timeouts.reply for upstream in config.upstreams.values()] == [900.0, 900.0]
+
+
+def test_json_is_a_config_too() -> None:
+    config = loaded(
+        '{"auth": {"required": false}, "upstreams": {"a": {"kind": "openai", "url": "http://a"}},'
+        ' "models": {"m": {"targets": [{"upstream": "a", "weight": 2.5}]}}, "server": {"port": 81, "admin_host": null}}'
+    )
+    assert config.server.port == 81
+    assert config.models["m"].targets[0].weight == 2.5
+
+
+# --- what is said of a bad file -----------------------------------------------------------------------------------
+
+KNOWN_AT_TOP = "server, auth, upstreams, models, timeouts, log"
+BAD = {
+    "a missing variable": (
+        GOOD.replace("${OPENAI_API_KEY}", "${NO_SUCH_VARIABLE}"),
+        ["5: upstreams.openai.api_key: the environment variable NO_SUCH_VARIABLE is not set"],
+    ),
+    "a variable without a name": (
+        GOOD.replace("${OPENAI_API_KEY}", "${OPENAI-API-KEY}"),
+        ["5: upstreams.openai.api_key: ${ must begin ${NAME} or ${NAME:-default}; write $${ for the characters"],
+    ),
+    "a variable within a variable": (
+        GOOD.replace("${OPENAI_API_KEY}", "${OPENAI_API_KEY:-${SEARCH_TEAM_KEY}}"),
+        ["5: upstreams.openai.api_key: ${ must begin ${NAME} or ${NAME:-default}; write $${ for the characters"],
+    ),
+    "an unknown section": (with_extra("retry: {attempts: 3}"), [f"8: retry: unknown key; known here: {KNOWN_AT_TOP}"]),
+    "a section of a later release": (
+        with_extra("store: {url: 'sqlite:///gateway.db'}"),
+        [f"8: store: unknown key; known here: {KNOWN_AT_TOP}"],
+    ),
+    "fallbacks": (
+        GOOD.replace("[{upstream: openai}]", "[{upstream: openai}], fallbacks: [x]"),
+        ["7: models.gpt-4o-mini.fallbacks: unknown key; known here: targets"],
+    ),
+    "a misspelt setting": (
+        with_extra("log: {Format: json}"),
+        ["8: log.Format: unknown key; known here: format, level"],
+    ),
+    "a kind that is not there yet": (
+        GOOD.replace("kind: openai", "kind: vllm"),
+        ["5: upstreams.openai.kind: not supported; supported here: openai"],
+    ),
+    "a log format that is not there": (
+        with_extra("log: {format: xml, level: loud}"),
+        [
+            "8: log.format: not supported; supported here: json, console",
+            "8: log.level: not supported; supported here: debug, info, warning, error",
+        ],
+    ),
+    "a setting without a value": (
+        with_extra("server:\n  port:\n  drain_seconds: 1"),
+        ["9: server.port: has no value"],
+    ),
+    "a section without a value": (with_extra("timeouts:\n  # idle: 5"), ["8: timeouts: has no value"]),
+    "a port that is none": (
+        with_extra("server:\n  port: http\n  admin_port: 65536"),
+        ["9: server.port: must be a whole number", "10: server.admin_port: must be at most 65535"],
+    ),
+    "true for a port": (with_extra("server: {port: true}"), ["8: server.port: must be a whole number"]),
+    "the same port twice": (
+        with_extra("server:\n  port: 9000\n  admin_port: 9000"),
+        ["10: server.admin_port: port and admin_port must not be the same"],
+    ),
+    "the admin port's default": (
+        with_extra("server:\n  port: 8081"),
+        ["9: server.port: port and admin_port must not be the same"],
+    ),
+    "a host with a port": (
+        with_extra("server: {host: 'http://a/'}"),
+        ["8: server.host: must be a host name or an address"],
+    ),
+    "times that can't be": (
+        with_extra("timeouts:\n  connect: 0\n  idle: -1\n  total: .inf\n  stream: inf\n  ping: 5s\n  pool: nan"),
+        [
+            "9: timeouts.connect: must be more than 0",
+            "10: timeouts.idle: must be more than 0",
+            "11: timeouts.total: must be a number",
+            "12: timeouts.stream: must be finite",
+            "13: timeouts.ping: must be a number",
+            "14: timeouts.pool: must be finite",
+        ],
+    ),
+    "limits that can't be": (
+        with_extra("server:\n  limits: {body_bytes: 1.5, url_bytes: 0, head_seconds: 0}\n  drain_seconds: -1"),
+        [
+            "9: server.limits.url_bytes: must be more than 0",
+            "9: server.limits.head_seconds: must be more than 0",
+            "9: server.limits.body_bytes: must be a whole number",
+            "10: server.drain_seconds: must be at least 0",
+        ],
+    ),
+    "no word of keys": (
+        GOOD.partition("upstreams")[1] + GOOD.partition("upstreams")[2],
+        ["1: auth.keys: auth is required and there is no key: add one, or set auth.required to false"],
+    ),
+    "no keys": (
+        GOOD.replace('    - {name: search-team, key: "${SEARCH_TEAM_KEY}"}', "    []"),
+        ["2: auth.keys: auth is required and there is no key: add one, or set auth.required to false"],
+    ),
+    "keys that are alike": (
+        GOOD.replace("upstreams:", "    - {name: search-team, key: search-team-key}\nupstreams:"),
+        ["4: auth.keys[1].name: the same name as auth.keys[0]", "4: auth.keys[1].key: the same key as auth.keys[0]"],
+    ),
+    "keys that are no good": (
+        "auth:\n  keys:\n    - {name: '', key: short}\n    - {name: b, key: 'with a space'}\n    - {name: c}\n"
+        "    - {name: d, key: long-enough, models: []}\n    - {name: e, key: [1], models: '*'}\n"
+        "    - {name: f, key: other-enough, models: ['a*b', '']}\n" + GOOD[GOOD.index("upstreams") :],
+        [
+            "3: auth.keys[0].name: must not be empty",
+            "3: auth.keys[0].key: must be at least 8 visible ASCII characters without spaces",
+            "4: auth.keys[1].key: must be at least 8 visible ASCII characters without spaces",
+            "5: auth.keys[2].key: required",
+            "6: auth.keys[3].models: must not be empty",
+            "7: auth.keys[4].key: must be text",
+            "7: auth.keys[4].models: must be a list",
+            "8: auth.keys[5].models[0]: a * may only be the last character of a name",
+            "8: auth.keys[5].models[1]: a model's name is 1 to 256 characters without spaces, dollar signs or braces",
+        ],
+    ),
+    "an upstream's empty key": (
+        with_upstream("url: 'http://a', api_key: '', organization: 'a b', project: é"),
+        [
+            "3: upstreams.there.api_key: must be visible ASCII characters without spaces, and not empty",
+            "3: upstreams.there.organization: must be visible ASCII characters without spaces, and not empty",
+            "3: upstreams.there.project: must be visible ASCII characters without spaces, and not empty",
+        ],
+    ),
+    "no URL": (
+        with_upstream("api_key: abc"),
+        ["3: upstreams.there.url: required: give url, or urls for several replicas"],
+    ),
+    "no URL in the list": (
+        with_upstream("urls: []"),
+        ["3: upstreams.there.url: required: give url, or urls for several replicas"],
+    ),
+    "both url and urls": (
+        with_upstream("url: 'http://a', urls: ['http://b']"),
+        ["3: upstreams.there.urls: give either url or urls"],
+    ),
+    "the same URL twice": (
+        with_upstream("urls: ['http://a/v1', 'http://a/v1/']"),
+        ["3: upstreams.there.urls[1]: the same URL as urls[0]"],
+    ),
+    "URLs that can't be": (
+        (
+            "auth: {required: false}\nupstreams:\n  there:\n    kind: openai\n    urls:\n"
+            "      - ftp://a\n      - http://\n      - a.example/v1\n      - http://a:0/\n      - http://a:99999/\n"
+            "      - http://[::1/\n      - http://user:word@a/\n      - http://a/?b=c\n      - 'http://a/#b'\n"
+            "      - http://a b/\n      - http://bücher.example/\nmodels: {m: {targets: [{upstream: there}]}}\n"
+        ),
+        [
+            *(
+                f"{6 + index}: upstreams.there.urls[{index}]: must be an http:// or https:// URL with a host"
+                for index in range(6)
+            ),
+            "12: upstreams.there.urls[6]: must not hold a user or a password",
+            "13: upstreams.there.urls[7]: must not have a query or a fragment",
+            "14: upstreams.there.urls[8]: must not have a query or a fragment",
+            "15: upstreams.there.urls[9]: must be an http:// or https:// URL with a host",
+            "16: upstreams.there.urls[10]: must be an http:// or https:// URL with a host",
+        ],
+    ),
+    "transport settings that do not go together": (
+        with_upstream("url: 'http://a', transport: {client_key: a, proxy: 'http://b'}"),
+        [
+            "3: upstreams.there.transport.client_key: needs client_cert",
+            "3: upstreams.there.transport.proxy: needs engine: httpx",
+        ],
+    ),
+    "transport settings that can't be": (
+        with_upstream(
+            "url: 'http://a', transport: {max_connections: 0, engine: best, proxy: 'socks5://b', ca_file: ''}"
+        ),
+        [
+            "3: upstreams.there.transport.max_connections: must be more than 0",
+            "3: upstreams.there.transport.ca_file: must not be empty",
+            "3: upstreams.there.transport.engine: not supported; supported here: own, httpx",
+            "3: upstreams.there.transport.proxy: must be an http:// or https:// URL with a host",
+        ],
+    ),
+    "an upstream's bad timeout": (
+        with_upstream("url: 'http://a', timeouts: {idle: 0, retries: 1}"),
+        [
+            "3: upstreams.there.timeouts.idle: must be more than 0",
+            (
+                "3: upstreams.there.timeouts.retries: unknown key; "
+                "known here: connect, pool, write, first_token, reply, idle, total, stream, ping"
+            ),
+        ],
+    ),
+    "upstream names that can't be labels": (
+        (
+            "auth: {required: false}\nupstreams:\n  OpenAI: {kind: openai, url: 'http://a'}\n"
+            "  unknown: {kind: openai, url: 'http://a'}\nmodels: {m: {targets: [{upstream: unknown}]}}\n"
+        ),
+        [
+            f"{line}: upstreams.{name}: must match [a-z0-9][a-z0-9_-]{{0,62}}, and not be unknown"
+            for line, name in ((3, "OpenAI"), (4, "unknown"))
+        ],
+    ),
+    "model names that can't be": (
+        GOOD + "  unknown: {targets: [{upstream: openai}]}\n  a*b: {targets: [{upstream: openai}]}\n"
+        "  'a b': {targets: [{upstream: openai}]}\n  '${NAME}': {targets: [{upstream: openai}]}\n",
+        [
+            "8: models.unknown: the name unknown is reserved",
+            '9: models."a*b": a * may only be the last character of a name',
+            "10: models.?: a model's name is 1 to 256 characters without spaces, dollar signs or braces",
+            "11: models.?: a model's name is 1 to 256 characters without spaces, dollar signs or braces",
+        ],
+    ),
+    "targets that go nowhere": (
+        GOOD + "  a: {targets: [{upstream: opena1}]}\n  b: {targets: []}\n  c: {}\n  d: {targets: [{}]}\n"
+        "  gpt-4.1: {targets: [{upstream: openai, weight: 0}]}\n  f: {targets: [{upstream: openai, weight: -1}]}\n"
+        "  g: {targets: [{upstream: openai, model: ''}]}\n  h:\n  i: [openai]\n",
+        [
+            "8: models.a.targets[0].upstream: no upstream has this name",
+            "9: models.b.targets: must not be empty",
+            "10: models.c.targets: required",
+            "11: models.d.targets[0].upstream: required",
+            '12: models."gpt-4.1".targets: at least one target needs a weight above 0',
+            "13: models.f.targets[0].weight: must be at least 0",
+            "14: models.g.targets[0].model: must not be empty",
+            "15: models.h: has no value",
+            "16: models.i: must be a mapping",
+        ],
+    ),
+    "no upstreams and no models": (
+        "auth: {required: false}\nupstreams: {}\nmodels: {}\n",
+        ["2: upstreams: must not be empty", "3: models: must not be empty"],
+    ),
+    "nothing": (
+        "# to do\n",
+        [
+            "1: upstreams: required",
+            "1: models: required",
+            "1: auth.keys: auth is required and there is no key: add one, or set auth.required to false",
+        ],
+    ),
+    "a list": ("- a\n- b\n", ["1: must be a mapping"]),
+    "a word": ("hello\n", ["1: must be a mapping"]),
+    "a key given twice": (
+        GOOD + "log: {level: info}\nlog: {level: loud}\n",
+        ["9: log: given twice, first on line 8"],
+    ),
+    "a key given twice, deep down": (
+        GOOD.replace("kind: openai,", "kind: openai, kind: openai,"),
+        ["5: upstreams.openai.kind: given twice, first on line 5"],
+    ),
+    "a merge key": (
+        with_extra("timeouts: &t {idle: 1}\nserver: {<<: *t}"),
+        ["9: server: merge keys (<<) are not supported"],
+    ),
+    "a key that is a list": (with_extra("[a, b]: c"), ["8: a key must be plain text"]),
+    "a tag": (
+        with_extra("log: {level: !secret abc, format: !!python/name:os.system ''}"),
+        ["8: log.level: tags are not supported", "8: log.format: tags are not supported"],
+    ),
+    "control characters": (
+        GOOD.replace("gpt-4o-mini:", '"gpt\\u0007": {targets: [{upstream: openai}]}\n  m:').replace(
+            "search-team,", '"a\\nb",'
+        ),
+        [
+            "3: auth.keys[0].name: must be one line of text, without control characters",
+            "7: models: a key must be plain text",
+        ],
+    ),
+    "half a character": (
+        GOOD.replace("search-team,", '"a\\ud800b",'),
+        ["3: auth.keys[0].name: must be one line of text, without control characters"],
+    ),
+    "a bracket that is not closed": (
+        GOOD.replace("[{upstream: openai}]}", "[{upstream: openai}"),
+        ["8: not valid YAML: expected ',' or ']', but got '<stream end>'"],
+    ),
+    "a tab": (
+        GOOD.replace("  openai:", "\topenai:"),
+        ["5: not valid YAML: found character '\\t' that cannot start any token"],
+    ),
+    "a quote that is not closed": (
+        GOOD.replace("gateway.com/v1", "x").replace('v1", api', "v1, api"),
+        ["5: not valid YAML: expected ',' or '}', but got '<scalar>'"],
+    ),
+    "an alias of nothing": (with_extra("log: *sk-abcdef"), ["8: not valid YAML: found undefined alias"]),
+    "two documents": (GOOD + "---\na: b\n", ["8: not valid YAML: but found another document"]),
+    "a control character": ("a: b\nc: \x00\n", ["2: not valid YAML: a character that is not allowed"]),
+    "an alias within itself": (
+        "models: &a\n  b: *a\n",
+        ["1: not valid YAML: too deep, too large, or an alias within itself"],
+    ),
+    "a billion laughs": (
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+        ["1: not valid YAML: too deep, too large, or an alias within itself"],
+    ),
+    "brackets without end": (
+        "[" * 10_000,
+        ["1: not valid YAML: too deep, too large, or an alias within itself"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_each_mistake_is_told_with_its_line_and_path(case: str) -> None:
+    text, expected = BAD[case]
+    assert mistakes(text) == expected
+
+
+def test_mistakes_of_every_sort_are_told_at_once() -> None:
+    text = """\
+        server: {port: eighty, admin_port: 8081}
+        auth:
+          keys:
+            - {name: a, key: "${MISSING}"}
+            - {name: a, key: short}
+        upstreams:
+          openai: {kind: qwen, url: "ftp://x", api_key: "${MISSING}"}
+          Bad: {kind: openai}
+        models:
+          gpt-4.1:
+            targets:
+              - {upstream: opena, weight: 0}
+        timeouts: {idle: 0}
+        timeouts: {idle: 0}
+        retry: {attempts: 3}
+        """
+    assert mistakes(text) == [
+        "1: server.port: must be a whole number",
+        "4: auth.keys[0].key: the environment variable MISSING is not set",
+        "5: auth.keys[1].key: must be at least 8 visible ASCII characters without spaces",
+        "5: auth.keys[1].name: the same name as auth.keys[0]",
+        "7: upstreams.openai.api_key: the environment variable MISSING is not set",
+        "7: upstreams.openai.kind: not supported; supported here: openai",
+        "7: upstreams.openai.url: must be an http:// or https:// URL with a host",
+        "8: upstreams.Bad: must match [a-z0-9][a-z0-9_-]{0,62}, and not be unknown",
+        "8: upstreams.Bad.url: required: give url, or urls for several replicas",
+        '11: models."gpt-4.1".targets: at least one target needs a weight above 0',
+        '12: models."gpt-4.1".targets[0].upstream: no upstream has this name',
+        "13: timeouts.idle: must be more than 0",
+        "14: timeouts: given twice, first on line 13",
+        f"15: retry: unknown key; known here: {KNOWN_AT_TOP}",
+    ]
+
+
+def test_a_file_that_can_not_be_read_is_one_line() -> None:
+    Path("folder").mkdir()
+    Path("latin.yaml").write_bytes(b"a: b\nc: caf\xe9\n")
+    Path("large.yaml").write_bytes(b"#" * 2_000_000)
+    for name, expected in {
+        "none.yaml": "none.yaml: No such file or directory",
+        "folder": "folder: Is a directory",
+        "latin.yaml": "latin.yaml:2: not UTF-8",
+        "large.yaml": "large.yaml: over 1048576 bytes",
+        "a\0b": "the config file's name is not a path",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            load(Path(name), ENVIRON)
+        assert caught.value.mistakes == (expected,)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key() -> None:
+    assert loaded("\ufeff" + GOOD).upstreams
+
+
+# --- secrets ------------------------------------------------------------------------------------------------------
+
+SECRETS = ("sk-planted-1-callers", "sk-planted-2-upstream", "sk-planted-3-proxy", "sk-planted-4-variable", "pLanted5")
+
+
+def test_no_secret_is_in_the_repr_of_settings_or_in_their_json() -> None:
+    one, two, three, four, five = SECRETS
+    config = loaded(
+        f"""\
+        auth: {{keys: [{{name: a, key: {one}}}, {{name: b, key: "${{FOUR}}"}}]}}
+        upstreams:
+          a: {{kind: openai, url: "http://a", api_key: {two},
+              transport: {{engine: httpx, proxy: "http://{five}:{three}@p"}}}}
+        models: {{m: {{targets: [{{upstream: a}}]}}}}
+        """,
+        {"FOUR": four},
+    )
+    for shown in (repr(config), str(config), config.model_dump_json(), str(config.model_dump()), str(schema())):
+        assert not [secret for secret in SECRETS if secret in shown]
+    assert config.auth.keys[1].key.get_secret_value() == four
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "server: {port: SECRET}",
+        "server: {host: SECRET/}",
+        "server: SECRET",
+        "log: {level: SECRET}",
+        "log: {SECRET: a}",
+        "log: {level:SECRET}",
+        "log: *SECRET",
+        "log: &SECRET",
+        "log: !SECRET x",
+        "log: !SECRET!SECRET x",
+        "SECRET",
+        "SECRET:",
+        "? [SECRET]",
+        '"SECRET',
+        "'SECRET",
+        "[SECRET",
+        "{SECRET",
+        "%SECRET",
+        "@SECRET",
+        "- SECRET",
+        "timeouts: SECRET: SECRET",
+        'log: {level: "\\SECRET"}',
+        'log: {level: "\\xSECRET"}',
+        "log: {level: '${SECRET}x'}",
+        "log: {level: '${VARIABLE}'}",
+        "log: {level: '${NONE:-SECRET}'}",
+        "timeouts: {idle: '${VARIABLE}'}",
+        "auth: {keys: [{name: SECRET, name: SECRET}]}",
+        "auth: {keys: [{name: a, key:SECRET}]}",
+        "auth: {keys: [SECRET]}",
+        "auth: {keys: SECRET}",
+        "auth: {keys: {SECRET: SECRET}}",
+        "auth: {required: SECRET}",
+        "upstreams: {a: {kind: SECRET, url: 'SECRET', api_key: {SECRET: SECRET}}}",
+        "upstreams: {a: {kind: openai, url: 'http://SECRET@a?SECRET'}}",
+        "upstreams: {a: {kind: openai, url: 'http://a:SECRET/'}}",
+        "upstreams: {a: {kind: openai, url: 'http://[SECRET/', api_key: 'SECRET SECRET'}}",
+        "upstreams: {a: {kind: openai, api_key:SECRET}}",
+        "upstreams: {a: {kind: openai, transport: {proxy: 'socks5://SECRET@a', engine: SECRET}}}",
+        "upstreams: {'SECRET key': {}}",
+        "models: {'SECRET key': SECRET}",
+        "models: {m: {targets: [{upstream: SECRET, weight: SECRET}]}}",
+        "models: {m: {targets: {SECRET: SECRET}}}",
+        "models: {m: {SECRET: SECRET}}",
+    ],
+)
+@pytest.mark.parametrize("secret", ["sk-Planted-1234", "planted-without-digits"])
+def test_no_mistake_repeats_a_secret_wherever_it_was_put(where: str, secret: str) -> None:
+    path = Path("gateway.yaml")
+    path.write_text("a: b\n" + where.replace("SECRET", secret) + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load(path, {"VARIABLE": secret})
+    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    assert secret not in shown
+    assert "planted" not in shown.lower()
+
+
+# --- junk ---------------------------------------------------------------------------------------------------------
+
+SECTIONS = st.sampled_from(
+    ["server", "auth", "keys", "upstreams", "models", "targets", "timeouts", "log", "kind", "url"]
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["${A}", "*"])
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(SECTIONS | st.text(max_size=4), inner, max_size=5),
+    max_leaves=25,
+)
+QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def only_config_errors(text: str) -> None:
+    path = Path("junk.yaml")
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    told = ["junk.yaml: good"]
+    try:
+        load(path, {"A": "1"})
+    except ConfigError as failure:
+        told = list(failure.mistakes)
+    assert told
+    assert all(mistake.startswith("junk.yaml:") and "\n" not in mistake for mistake in told)
+
+
+@QUICK
+@given(TREES)
+@example({"upstreams": {"a": {"urls": [[], {}, None]}}, "models": {"m": {"targets": [None, {"weight": {}}]}}})
+@example({"auth": {"keys": [[], {"key": {}}, {"key": {}}], "required": {}}, "server": {"port": [], "admin_port": []}})
+@example({"auth": {"keys": "text", "required": None}})
+def test_junk_of_the_right_shape_is_a_config_error(tree: Any) -> None:
+    only_config_errors(yaml.safe_dump(tree, allow_unicode=True))
+
+
+@QUICK
+@given(st.text(max_size=60) | st.text(alphabet="a:-[]{},&*!|>'\"%@`#? \n\t$", max_size=40))
+@example("\x85")
+@example("a: \u2028b")
+@example("? ? ?")
+@example("%YAML 9.9\n---\n")
+def test_junk_text_is_a_config_error(text: str) -> None:
+    only_config_errors(text)
+
+
+@QUICK
+@given(st.integers(0, len(GOOD)), st.integers(0, len(GOOD)), st.sampled_from(list("a:-[]{},&*!|'\"\n \t$")))
+def test_a_file_with_a_slip_of_the_hand_is_good_or_a_config_error(start: int, end: int, typed: str) -> None:
+    only_config_errors(GOOD[: min(start, end)] + typed + GOOD[max(start, end) :])
+
+
+@QUICK
+@given(st.text(max_size=30))
+def test_what_a_variable_holds_never_becomes_structure(value: str) -> None:
+    document = read('a: "${V}"\nb: x-${V}\n', {"V": value})
+    assert document.data == {"a": value, "b": f"x-{value}"}
+
+
+# --- from the environment alone -----------------------------------------------------------------------------------
+
+
+def test_an_openai_key_in_the_environment_serves_every_model_to_this_machine_only() -> None:
+    config = from_environment({"OPENAI_API_KEY": "sk-of-the-gateway"})
+    assert config.upstreams["openai"].replicas == ("https://api.openai.com/v1",)
+    assert config.upstreams["openai"].api_key is not None
+    assert config.upstreams["openai"].api_key.get_secret_value() == "sk-of-the-gateway"
+    assert list(config.models) == ["*"]
+    assert not config.auth.required
+    assert config.server.host == config.server.admin_address == "127.0.0.1"
+    assert announcement(config) == [
+        'no config file, so from the environment: every model ("*") goes to https://api.openai.com',
+        "GATEWAY_KEY is not set: auth is off, and only 127.0.0.1 is listened on",
+    ]
+
+
+def test_a_gateway_key_in_the_environment_is_the_callers_key() -> None:
+    config = from_environment(
+        {
+            "OPENAI_API_KEY": "sk-of-the-gateway",
+            "GATEWAY_KEY": "sk-of-the-callers",
+            "OPENAI_BASE_URL": "http://localhost:9000/secret-path/v1/",
+        }
+    )
+    assert config.auth.required
+    assert [(key.name, key.key.get_secret_value()) for key in config.auth.keys] == [("default", "sk-of-the-callers")]
+    assert config.server.host == "0.0.0.0"
+    assert config.upstreams["openai"].replicas == ("http://localhost:9000/secret-path/v1",)
+    assert announcement(config) == [
+        'no config file, so from the environment: every model ("*") goes to http://localhost:9000',
+        "callers must send GATEWAY_KEY",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        (
+            {},
+            [
+                "no config file and no OPENAI_API_KEY: name a file with --config or GATEWAY_CONFIG, or set OPENAI_API_KEY"
+            ],
+        ),
+        (
+            {"OPENAI_API_KEY": ""},
+            [
+                "no config file and no OPENAI_API_KEY: name a file with --config or GATEWAY_CONFIG, or set OPENAI_API_KEY"
+            ],
+        ),
+        (
+            {"OPENAI_API_KEY": "a b", "OPENAI_BASE_URL": "ftp://x", "GATEWAY_KEY": "short"},
+            [
+                "GATEWAY_KEY: must be at least 8 visible ASCII characters without spaces",
+                "OPENAI_BASE_URL: must be an http:// or https:// URL with a host",
+                "OPENAI_API_KEY: must be visible ASCII characters without spaces, and not empty",
+            ],
+        ),
+    ],
+)
+def test_mistakes_in_the_environment_are_told_by_variable(environ: dict[str, str], expected: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_environment(environ)
+    assert list(caught.value.mistakes) == expected
+
+
+def test_the_file_is_the_named_one_or_the_environments_or_the_one_found_here() -> None:
+    assert find(Path("named.yaml"), {"GATEWAY_CONFIG": "other.yaml"}) == Path("named.yaml")
+    assert find(None, {"GATEWAY_CONFIG": "other.yaml"}) == Path("other.yaml")
+    assert find(None, {"GATEWAY_CONFIG": ""}) is None
+    Path("gateway.yaml").write_text(GOOD, encoding="utf-8")
+    assert find(None, {}) == Path("gateway.yaml")
+
+
+# --- addresses from the command line ------------------------------------------------------------------------------
+
+
+def test_options_move_the_listener() -> None:
+    moved = listening(loaded(GOOD), host="localhost", port=9000, admin_port=None)
+    assert (moved.server.host, moved.server.port, moved.server.admin_port) == ("localhost", 9000, 8081)
+    assert moved.server.limits == LimitsConfig()
+
+
+def test_options_that_make_no_sense_are_told() -> None:
+    config = loaded(GOOD)
+    with pytest.raises(ConfigError, match=r"--port, --admin-port: port and admin_port must not be the same"):
+        listening(config, host=None, port=8081, admin_port=None)
+    with pytest.raises(ConfigError, match=r"--host: must be a host name or an address"):
+        listening(config, host="a b", port=None, admin_port=None)
+
+
+def test_without_a_key_and_a_file_only_this_machine_may_call() -> None:
+    config = from_environment({"OPENAI_API_KEY": "sk-of-the-gateway"})
+    assert listening(config, host="::1", port=None, admin_port=None, exposable=False).server.host == "::1"
+    for host in ("0.0.0.0", "10.0.0.1", "gateway.example"):
+        with pytest.raises(ConfigError, match="with auth off only this machine may call"):
+            listening(config, host=host, port=None, admin_port=None, exposable=False)
+
+
+@pytest.mark.parametrize(
+    ("port", "admin_port", "environ", "expected"),
+    [
+        (None, None, {}, (8080, 8081)),
+        (None, None, {"PORT": "9000"}, (9000, 9001)),
+        (7000, None, {"PORT": "9000"}, (7000, 7001)),
+        (7000, 9, {}, (7000, 9)),
+        (0, None, {}, (0, 0)),
+        (None, None, {"PORT": ""}, (8080, 8081)),
+    ],
+)
+def test_the_demo_takes_two_ports_side_by_side(
+    port: int | None, admin_port: int | None, environ: dict[str, str], expected: tuple[int, int]
+) -> None:
+    assert demo_ports(port, admin_port, environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("port", "admin_port", "environ", "expected"),
+    [
+        (None, None, {"PORT": "http"}, "PORT: must be a port, 0 to 65535"),
+        (None, None, {"PORT": "65536"}, "PORT: must be a port, 0 to 65535"),
+        (65535, None, {}, "--admin-port: there is none after 65535, so it must be given"),
+        (9, 9, {}, "--port, --admin-port: must not be the same"),
+    ],
+)
+def test_the_demos_ports_must_be_two(
+    port: int | None, admin_port: int | None, environ: dict[str, str], expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        demo_ports(port, admin_port, environ)
+
+
+# --- the schema ---------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_is_described_in_the_schema() -> None:
+    made = schema()
+    assert made["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    for name, section in {"Settings": made, **made["$defs"]}.items():
+        assert section["additionalProperties"] is False
+        for setting, said in section["properties"].items():
+            described = made["$defs"][said["$ref"].rpartition("/")[2]] if "$ref" in said else said
+            assert described.get("description"), f"{name}.{setting}"
+
+
+def test_the_schema_lets_a_variable_stand_for_a_number_or_a_word() -> None:
+    made = schema()["$defs"]
+    for section, setting in (("Server", "port"), ("Timeouts", "idle"), ("Auth", "required"), ("Log", "level")):
+        assert {"type": "string", "pattern": r"\$\{"} in made[section]["properties"][setting]["anyOf"]

@@ -26,6 +26,11 @@ from gateway.config import (
 )
 
 PORT = click.IntRange(0, 65535)
+TRY = """\
+Try it:
+  curl -N http://127.0.0.1:{port}/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{{"model": "demo", "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
+"""
 config_option = click.option(
     "--config",
     "named",
@@ -71,6 +76,8 @@ def demo(port: int | None, admin_port: int | None) -> None:
     """Serve a built-in `demo` model on 127.0.0.1, with no config and no key."""
     with _told():
         ports = demo_ports(port, admin_port, process_environment())
+    if ports[0]:
+        click.echo(TRY.format(port=ports[0]), err=True)
     from gateway.demo import demo_settings, demo_transport  # noqa: PLC0415  # as in `serve`
     from gateway.server import serve as run  # noqa: PLC0415  # as in `serve`
 
@@ -110,7 +117,8 @@ def _told() -> Iterator[None]:
     except ConfigError as failure:
         click.echo(str(failure), err=True)
     except OSError as failure:
-        click.echo(f"cannot start: {failure.strerror or type(failure).__name__}", err=True)
+        told = ": ".join(str(part) for part in (failure.filename, failure.strerror) if part)
+        click.echo(f"cannot start: {told or type(failure).__name__}", err=True)
     else:
         return
     sys.exit(1)

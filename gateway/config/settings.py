@@ -181,10 +181,8 @@ class Key(Section):
     key: Annotated[Secret, AfterValidator(_callers_key)] = Field(
         description="The key itself: at least 8 visible ASCII characters. Give it as ${VARIABLE}."
     )
-    models: tuple[ModelName, ...] = Field(
-        default=("*",),
-        min_length=1,
-        description="Names of the models that it may use; * ends a prefix, and alone means all.",
+    models: Annotated[tuple[ModelName, ...], AfterValidator(_some)] = Field(
+        default=("*",), description="Names of the models that it may use; * ends a prefix, and alone means all."
     )
 
 

@@ -1,0 +1,26 @@
+"""Short ways to send a request through a transport and to read what comes back."""
+
+from typing import Any
+
+import httpx
+
+
+def request(url: str, body: bytes | None = b"{}", *, method: str = "POST", **timeouts: float) -> httpx.Request:
+    """A request whose phases may take 10 s each unless told otherwise: no test waits that long, and none hangs."""
+    timeout = dict.fromkeys(("connect", "pool", "write", "read"), 10.0) | timeouts
+    return httpx.Request(method, url, content=body, extensions={"timeout": timeout})
+
+
+async def whole(response: httpx.Response) -> bytes:
+    """The body, from the transport's own stream."""
+    stream: Any = response.stream
+    try:
+        return b"".join([chunk async for chunk in stream])
+    finally:
+        await stream.aclose()
+
+
+async def fetch(transport: httpx.AsyncBaseTransport, sent: httpx.Request) -> tuple[int, bytes]:
+    """Status and body."""
+    response = await transport.handle_async_request(sent)
+    return response.status_code, await whole(response)

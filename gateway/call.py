@@ -35,15 +35,17 @@ class Call(msgspec.Struct):
     """A request as the gateway understands it: the few members that it decides on, and the original bytes.
 
     `wants_usage`: the caller itself asked for a usage event (`stream_options.include_usage`).
+    `model_at`, `options_at`: where the values of model and stream_options stand in the body, in bytes.
     `prompt_chars`: characters of text in messages, prompt or input.
     """
 
     kind: Kind
     model: str
     body: bytes
+    model_at: tuple[int, int]
+    options_at: tuple[int, int] | None = None
     stream: bool = False
     wants_usage: bool = False
-    has_stream_options: bool = False
     prompt_chars: int = 0
 
 
@@ -57,18 +59,20 @@ class Exchange:
         "attempts",
         "committed_at",
         "content_at",
+        "content_events",
         "end_reason",
-        "error_code",
+        "ended_at",
+        "estimated",
         "interruption",
         "key_name",
         "kind",
         "last_event_at",
-        "left",
         "model",
         "outcome",
         "phase",
         "prompt_chars",
         "received_at",
+        "relayed_at",
         "replica",
         "request_id",
         "sent_at",
@@ -98,17 +102,31 @@ class Exchange:
         self.received_at: float | None = None  # the whole request is here
         self.sent_at: float | None = None  # the last attempt went out
         self.committed_at: float | None = None  # the first event, or the whole plain reply, is here
+        self.relayed_at: float | None = None  # that was passed on
         self.content_at: float | None = None  # the first event with content is here
         self.last_event_at: float | None = None
+        self.ended_at = now
         self.upstream_seconds = 0.0  # spent waiting for upstreams, all attempts
         self.usage: Usage | None = None
+        self.estimated = False  # usage is a guess of ours, because the upstream did not come to say
+        self.content_events = 0
         self.status = 0  # of the answer's head; 499 where the caller left before it
         self.outcome = ""
         self.end_reason = ""
-        self.error_code: str | None = None
         self.interruption: GatewayError | None = None
-        self.left = False
         self.task: asyncio.Task[None] | None = None
+
+    @property
+    def overhead(self) -> float | None:
+        """Seconds that the gateway itself added before the reply (of a stream, its first event) went out."""
+        if self.received_at is None or self.relayed_at is None:
+            return None
+        return max(0.0, self.relayed_at - self.received_at - self.upstream_seconds)
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """Seconds from receipt to the first event with content; None for plain replies."""
+        return None if self.content_at is None or not self.stream else self.content_at - self.started_at
 
     def interrupt(self, reason: GatewayError) -> None:
         """End the call from outside: its task is cancelled at whatever it awaits, and finds the reason here.

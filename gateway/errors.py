@@ -24,6 +24,7 @@ This file must not know HTTP libraries, upstreams or metrics. The tree::
         ├── UpstreamTimeout          504  upstream_connect_timeout, _write_, _first_byte_, _idle_, upstream_timeout
         ├── UpstreamBroken           502  it answered, but not with what was asked for
         ├── UpstreamThrottled        429  rate_limit_exceeded
+        ├── UpstreamOverloaded       503  upstream_overloaded
         ├── UpstreamQuota            503  upstream_quota: our account there is dry
         ├── UpstreamUnauthorized     502  upstream_auth: our key there was refused
         └── UpstreamRejected         4xx  the upstream refused the caller's request
@@ -192,7 +193,7 @@ class UpstreamError(GatewayError):
     """An upstream was tried and failed. `x-should-retry: false`: the gateway has done what retrying could do."""
 
     status = 502
-    code = "upstream_error"
+    code: str | None = "upstream_error"
     source = "upstream"
 
     def __init__(
@@ -233,6 +234,13 @@ class UpstreamThrottled(UpstreamError):
     code = "rate_limit_exceeded"
 
 
+class UpstreamOverloaded(UpstreamError):
+    """The upstream said 503 or 529: come back later."""
+
+    status = 503
+    code = "upstream_overloaded"
+
+
 class UpstreamQuota(UpstreamError):
     """The gateway's own account at the upstream is out of quota: not the caller's fault, and not for the caller to mend."""
 
@@ -258,7 +266,7 @@ class UpstreamRejected(UpstreamError):
         super().__init__(message, param=param)
         self.status = status
         self.type = type_
-        self.code = code
+        self.code = code  # as the upstream gave it, None too
 
 
 def retry_after_headers(seconds: float) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""What ops see: one log line and one set of series for each call, written once, at its end."""

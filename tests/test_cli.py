@@ -149,7 +149,7 @@ def test_the_demo_says_what_to_try() -> None:
 
 
 def test_the_demo_serves_on_this_machine_and_stops_when_told() -> None:
-    command = [PROCESS, "demo", "--port", "0"]
+    command = [str(PROCESS), "demo", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -235,7 +235,9 @@ class TransportConfig(Section):
     client_key: FilePath | None = Field(
         default=None, description="PEM file of that certificate's key; absent: in client_cert."
     )
-    engine: Literal["own", "httpx"] = Field(default="own", description="Which HTTP engine: ours, or the one of httpx.")
+    engine: Literal["own", "httpx"] = Field(
+        default="own", description="Which HTTP engine: own, the gateway's; or httpx, which is slower and knows proxies."
+    )
     proxy: Annotated[Secret, AfterValidator(_proxy_url)] | None = Field(
         default=None, description="URL of an HTTP proxy on the way to the upstream; needs engine: httpx."
     )
@@ -244,7 +246,7 @@ class TransportConfig(Section):
 class Upstream(Section):
     """Where requests can go."""
 
-    kind: Literal["openai"] = Field(description="Which protocol the upstream speaks.")
+    kind: Literal["openai"] = Field(description="Which protocol the upstream speaks: openai.")
     url: Url | None = Field(default=None, description="Base URL, the part before /chat/completions; or give urls.")
     urls: tuple[Url, ...] = Field(default=(), description="Base URLs of the replicas of this upstream; or give url.")
     api_key: Annotated[Secret, AfterValidator(_visible_secret)] | None = Field(
@@ -292,10 +294,10 @@ class Log(Section):
     """What is written to stdout."""
 
     format: Literal["json", "console"] = Field(
-        default="json", description="One JSON object a line, or lines for people."
+        default="json", description="json, one object a line; or console, lines for people."
     )
     level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="The least that is written."
+        default="info", description="The least that is written: debug, info, warning or error."
     )
 
 

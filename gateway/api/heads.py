@@ -8,7 +8,6 @@ not know connections or applications.
 import http
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
 from urllib.parse import unquote
 
 from gateway.api.limits import Limits
@@ -21,22 +20,8 @@ _ONCE = frozenset((b"host", b"authorization", b"content-length", b"transfer-enco
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%\-]+(:[0-9]*)?|\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~\-]+")
+_targets: dict[bytes, tuple[str, bytes, bytes]] = {}  # an API has few paths, and each is asked for a million times
 _CONTROL_BYTES = bytes(byte for byte in (*range(32), 127) if byte != 9)
-
-
-class Target(NamedTuple):
-    """A request target as ASGI wants it: `path` with its escapes decoded, the others as they came."""
-
-    path: str
-    raw_path: bytes
-    query: bytes
-
-
-class Demands(NamedTuple):
-    """What a head's fields ask of the connection."""
-
-    expects_continue: bool
-    host: bytes
 
 
 def malformed(message: str, *, code: str = "malformed_request") -> CallerError:
@@ -50,8 +35,14 @@ def check_size(url: bytes, headers: Fields, limits: Limits) -> None:
         raise HeadTooLarge(f"The request's head is over {limits.head_bytes} bytes.")
 
 
-def read_target(url: bytes, limits: Limits) -> Target:
-    """Split an origin-form target. Raises UrlTooLong, or CallerError for any other form and for control characters."""
+def read_target(url: bytes, limits: Limits) -> tuple[str, bytes, bytes]:
+    """Split an origin-form target into path (escapes decoded), raw path and query.
+
+    Raises UrlTooLong, or CallerError for any other form and for control characters.
+    """
+    known = _targets.get(url)
+    if known is not None:
+        return known
     if len(url) > limits.url_bytes:
         raise UrlTooLong(f"The request's URL is over {limits.url_bytes} bytes.")
     if not url.startswith(b"/") or b"#" in url or not url.isascii():
@@ -62,11 +53,16 @@ def read_target(url: bytes, limits: Limits) -> Target:
         path = unquote(path)
         if _CONTROL.search(path):
             raise malformed("The request's path holds a control character.")
-    return Target(path, raw_path, query)
+    target = path, raw_path, query
+    if not query and len(url) < 64 and len(_targets) < 256:
+        _targets[url] = target
+    return target
 
 
-def read_demands(version: str, headers: Fields, limits: Limits, known_host: bytes) -> Demands:
-    """Check the fields that llhttp does not judge. `known_host` is one that has passed before.
+def read_demands(version: str, headers: Fields, limits: Limits, known_host: bytes) -> tuple[bool, bytes]:
+    """Check what llhttp does not judge; tell whether the caller expects a 100, and its host.
+
+    `known_host` is one that has passed before.
 
     Raises CallerError (400), HeadTooLarge (431) or BodyTooLarge (413, from `content-length`).
     """
@@ -74,16 +70,20 @@ def read_demands(version: str, headers: Fields, limits: Limits, known_host: byte
         raise malformed("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
     if len(headers) > limits.head_fields:
         raise HeadTooLarge(f"The request has more than {limits.head_fields} header fields.")
-    once = _single_fields(headers)
-    host = once.get(b"host")
+    fields = dict(headers)
+    if len(fields) != len(headers):
+        _refuse_twice(headers)
+    host = fields.get(b"host")
     if host != known_host:
         _check_host(host, version)
-    if b"content-length" in once and int(once[b"content-length"]) > limits.body_bytes:
-        raise body_too_large(limits)
-    if b"transfer-encoding" in once and (version != "1.1" or once[b"transfer-encoding"].lower() != b"chunked"):
-        raise malformed("The only transfer encoding spoken here is chunked, in HTTP/1.1.")
-    expects = version == "1.1" and once.get(b"expect", b"").lower() == b"100-continue"
-    return Demands(expects, host or b"")
+    length = fields.get(b"content-length")
+    if length is not None:
+        if int(length) > limits.body_bytes:
+            raise body_too_large(limits)
+    elif b"transfer-encoding" in fields:
+        _check_coding(fields[b"transfer-encoding"], version)
+    expects = b"expect" in fields and version == "1.1" and fields[b"expect"].lower() == b"100-continue"
+    return expects, host or b""
 
 
 def body_too_large(limits: Limits) -> BodyTooLarge:
@@ -91,15 +91,17 @@ def body_too_large(limits: Limits) -> BodyTooLarge:
     return BodyTooLarge(f"The request's body is over {limits.body_bytes} bytes.")
 
 
-def _single_fields(headers: Fields) -> dict[bytes, bytes]:
-    once: dict[bytes, bytes] = {}
-    for name, value in headers:
-        if name in _ONCE:
-            if name in once:
-                code = "invalid_host" if name == b"host" else "malformed_request"
-                raise malformed(f"The header {name.decode()} is given twice.", code=code)
-            once[name] = value
-    return once
+def _refuse_twice(headers: Fields) -> None:
+    names = [name for name, _ in headers if name in _ONCE]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            code = "invalid_host" if name == b"host" else "malformed_request"
+            raise malformed(f"The header {name.decode()} is given twice.", code=code)
+
+
+def _check_coding(coding: bytes, version: str) -> None:
+    if version != "1.1" or coding.lower() != b"chunked":
+        raise malformed("The only transfer encoding spoken here is chunked, in HTTP/1.1.")
 
 
 def _check_host(host: bytes | None, version: str) -> None:
@@ -119,49 +121,41 @@ def _status_line(status: int) -> bytes:
 
 
 _STATUS_LINES = {status: _status_line(status) for status in range(200, 600)}
-_good_names: set[bytes] = set()
+_OURS = frozenset((b"content-length", b"transfer-encoding", b"connection"))
+_prefixes: dict[bytes, bytes] = {}  # name -> name and colon, for names that have been found good
 
-
-class AnswerHead(NamedTuple):
-    """The lines of an answer's head that the application decides: `length` is its `content-length`, if it gave one."""
-
-    lines: bytes
-    length: int | None
-    closes: bool
+AnswerHead = tuple[bytes, int | None, bool]
 
 
 def write_head(status: int, preamble: bytes, headers: Iterable[tuple[bytes, bytes]]) -> AnswerHead:
     """Render the status line, `preamble` (whole lines) and `headers`; framing and the empty line are left to the caller.
 
+    Returns the lines, the `content-length` if one is given, and whether the application wants the connection closed.
     `connection` and `transfer-encoding` are the connection's own: of the first only `close` is heeded. Raises ValueError
     for a name that is no token, a control character in a value, a bad length, or a status that is none.
     """
     line = _STATUS_LINES.get(status)
     if line is None:
         raise ValueError(f"{status} is not the status of an answer.")
-    parts = [line, preamble]
+    parts: list[bytes] = [line]
     length: int | None = None
     closes = False
-    fields = 0
     for name, value in headers:
-        lowered = name.lower()
-        if lowered not in _good_names:
-            _learn_name(lowered)
-        if lowered == b"content-length":
-            length = _read_length(value)
-        elif lowered == b"transfer-encoding":
-            continue
-        elif lowered == b"connection":
-            closes = closes or b"close" in value.lower()
-            continue
-        parts += (lowered, b": ", value, b"\r\n")
-        fields += 1
+        prefix = _prefixes.get(name)
+        if prefix is None:
+            lowered = name.lower()
+            if lowered == b"content-length":
+                length = _read_length(value)
+            elif lowered == b"connection":
+                closes = closes or b"close" in value.lower()
+            prefix = _learn_name(name, lowered)
+        if prefix:
+            parts += (prefix, value, b"\r\n")
     lines = b"".join(parts)
-    # One pass for all: beyond the two that end each line, a control character can only have come in a value.
-    ours = 2 * (fields + 1) + 2 * preamble.count(b"\r\n")
-    if len(lines) - len(lines.translate(None, _CONTROL_BYTES)) != ours:
+    # One pass for all values: each line of ours ends in two control characters, and there may be no more than those.
+    if len(lines) - len(lines.translate(None, _CONTROL_BYTES)) != 2 + (len(parts) - 1) // 3 * 2:
         raise ValueError("A header value holds a control character.")
-    return AnswerHead(lines, length, closes)
+    return lines + preamble, length, closes
 
 
 def _read_length(value: bytes) -> int:
@@ -170,11 +164,17 @@ def _read_length(value: bytes) -> int:
     return int(value)
 
 
-def _learn_name(name: bytes) -> None:
+def _learn_name(name: bytes, lowered: bytes) -> bytes:
+    if lowered == b"content-length":
+        return b"content-length: "
+    if lowered in _OURS:
+        return b""
     if not _TOKEN.fullmatch(name):
         raise ValueError("A header name is not a token.")
-    if len(_good_names) < 1024:
-        _good_names.add(name)
+    prefix = lowered + b": "
+    if len(_prefixes) < 1024:
+        _prefixes[name] = prefix
+    return prefix
 
 
 def write_refusal(error: GatewayError, request_id: str, preamble: bytes, *, bodiless: bool = False) -> bytes:
@@ -186,5 +186,5 @@ def write_refusal(error: GatewayError, request_id: str, preamble: bytes, *, bodi
         (b"content-length", str(len(body)).encode()),
         (b"x-request-id", request_id.encode()),
     ]
-    head = write_head(error.status, preamble, headers)
-    return head.lines + b"connection: close\r\n\r\n" + (b"" if bodiless else body)
+    lines, _, _ = write_head(error.status, preamble, headers)
+    return lines + b"connection: close\r\n\r\n" + (b"" if bodiless else body)

@@ -3,7 +3,7 @@
 `protocol_factory(limits, on_refused=...)` makes the class for `uvicorn.Config(http=...)`. It replaces uvicorn's own
 protocol because limits, disconnects and backpressure belong where the bytes are (docs/adr/0005). Speaks ASGI 3 (spec 2.4)
 to any application; adds `scope["extensions"]["gateway.on_disconnect"]`, a function that takes a callback without
-arguments. This file knows the parser, the clock and the order of turns; it must not know what a request is about.
+arguments. This file knows the clock and the order of turns; reader.py knows requests, turn.py answers, and none what they are about.
 """
 
 import asyncio
@@ -12,24 +12,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
 from gateway.alarm import Alarm
-from gateway.api.heads import (
-    Fields,
-    body_too_large,
-    check_size,
-    malformed,
-    read_demands,
-    read_target,
-    write_refusal,
-)
+from gateway.api.heads import body_too_large, write_refusal
 from gateway.api.limits import Limits
+from gateway.api.reader import Enough, Reader
 from gateway.api.turn import ClientDisconnected, Turn
-from gateway.errors import CallerTimeout, GatewayError, HeadTooLarge, UrlTooLong
+from gateway.errors import CallerTimeout, GatewayError
 
 __all__ = ["ClientDisconnected", "Limits", "protocol_factory"]
 
@@ -61,22 +53,16 @@ class Hooks:
 
 
 class Preamble:
-    """The header lines that every answer starts with: uvicorn renews the list once a second, and it is rendered once."""
+    """The header lines that every answer has: uvicorn renews the list once a second, and it is rendered once."""
 
     def __init__(self) -> None:
-        self._seen: list[tuple[bytes, bytes]] | None = None
-        self._lines = b""
+        self.fields: list[tuple[bytes, bytes]] | None = None
+        self.lines = b""
 
-    def lines(self, fields: list[tuple[bytes, bytes]]) -> bytes:
-        """Return `fields` as lines, without `server`."""
-        if fields is not self._seen:
-            self._seen = fields
-            self._lines = b"".join(b"%b: %b\r\n" % field for field in fields if field[0] != b"server")
-        return self._lines
-
-
-class _Enough(Exception):
-    """More requests have been pipelined than may wait."""
+    def renew(self, fields: list[tuple[bytes, bytes]]) -> None:
+        """Render `fields`, without `server`."""
+        self.fields = fields
+        self.lines = b"".join(b"%b: %b\r\n" % field for field in fields if field[0] != b"server")
 
 
 class Connection(asyncio.Protocol):
@@ -104,7 +90,7 @@ class Connection(asyncio.Protocol):
         self._server_state = server_state
         self._loop = _loop or asyncio.get_running_loop()
         self._alarm = Alarm(self._loop, self._ring)
-        self._parser: Any = httptools.HttpRequestParser(self)
+        self._reader = Reader(self._limits, self)
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
 
         self._current: Turn | None = None  # in service
@@ -113,15 +99,8 @@ class Connection(asyncio.Protocol):
         self._refusal: GatewayError | None = None  # what to say once all of them are answered
         self._deaf = False  # nothing more will be parsed
         self._lingering = False
+        self._thrown_away = 0
         self.draining = False
-
-        self._url = b""
-        self._headers: Fields = []
-        self._known_host = b""
-        self._in_head = False
-        self._replaying = False
-        self._shared_read = False
-        self._unaccounted = 0  # bytes read since the parser last made something of them
 
         self._read_by: float | None = None
         self._write_by: float | None = None
@@ -130,6 +109,8 @@ class Connection(asyncio.Protocol):
         self._paused_at: float | None = None
         self._unsent = 0
         self.blocked: asyncio.Event | None = None
+        self.tasks = server_state.tasks
+        self.write: Callable[[bytes | memoryview], None]
         self.slice_bytes = self._limits.write_buffer_bytes // 4
 
     # The transport's side.
@@ -137,27 +118,35 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first head. asyncio and uvloop have set TCP_NODELAY by now."""
         self._transport = transport
+        self.write = transport.write
         transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes - self.slice_bytes)
-        self._server = get_local_addr(transport)
-        self._client = get_remote_addr(transport)
-        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self._scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "server": get_local_addr(transport),
+            "client": get_remote_addr(transport),
+            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+            "root_path": self._root_path,
+        }
         self._server_state.connections.add(self)  # type: ignore[arg-type]
         self._time_head()
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and look afterwards at what is unfinished: nothing is, as a rule."""
-        self._unaccounted += len(data)
+        """Read, and look afterwards at what is unfinished: nothing is, as a rule."""
         if self._deaf:
-            self._throw_away()
+            self._throw_away(len(data))
             return
-        if not self._in_head:
-            self._shared_read = False
-        self._parse(data)
+        try:
+            self._reader.feed(data)
+        except GatewayError as error:
+            self._stumble(error)
+        except Enough:
+            self._deaf = True
         if self._incoming is not None:
             self._mind_body()
-        elif self._in_head:
-            self._mind_head()
-        if self._full():
+        elif self._reader.in_head and self._current is None and not self._head_timed:
+            self._time_head()
+        if self._current is not None and self._full():
             self._pause()
 
     def eof_received(self) -> None:
@@ -170,7 +159,7 @@ class Connection(asyncio.Protocol):
         self._server_state.connections.discard(self)
         self._alarm.close()
         self._deaf = True
-        self._parser = None  # parser and protocol hold each other
+        self._reader.close()
         self._leave()
         self._unblock()
 
@@ -188,7 +177,7 @@ class Connection(asyncio.Protocol):
     def shutdown(self) -> None:
         """Close if idle; else after the answer under way, or the head half read. Called by uvicorn when it drains."""
         self.draining = True
-        if self._current is None and not self._in_head and not self._lingering:
+        if self._current is None and not self._reader.in_head and not self._lingering:
             self._close()
 
     def _unblock(self) -> None:
@@ -204,128 +193,49 @@ class Connection(asyncio.Protocol):
             if turn is not None:
                 turn.leave()
 
-    # The parser's side.
+    # The reader's side.
 
-    def _parse(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._read_past_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserCallbackError as error:
-            cause = error.__context__
-            if isinstance(cause, GatewayError):
-                self._stumble(cause)
-            elif isinstance(cause, _Enough):
-                self._deaf = True
-            else:
-                raise
-        except httptools.HttpParserError:
-            self._stumble(malformed("The request is not well-formed HTTP/1.1."))
-
-    def _read_past_upgrade(self, rest: bytes) -> None:
-        # llhttp takes everything after an Upgrade for another protocol. We do not upgrade (RFC 9110 7.8 lets us ignore
-        # it), so a fresh parser gets the framing alone. Java's HttpClient offers h2c with every first request.
-        turn = self._incoming
-        assert turn is not None
-        framing = [field for field in turn.scope["headers"] if field[0] in {b"content-length", b"transfer-encoding"}]
-        head = b"".join((b"POST / HTTP/1.1\r\n", *(b"%b: %b\r\n" % field for field in framing), b"\r\n"))
-        self._parser = httptools.HttpRequestParser(self)
-        self._replaying = True
-        self._parser.feed_data(head)
-        self._parse(rest)
-
-    def on_message_begin(self) -> None:
-        """Begin a head."""
-        if not self._replaying:
-            self._in_head = True
-            self._url = b""
-            self._headers = []
-
-    def on_url(self, url: bytes) -> None:
-        """Take a piece of the target."""
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a field. Trailers come here too, and go to a list that nobody reads."""
-        self._headers.append((name.lower(), value.strip()))
-
-    def on_headers_complete(self) -> None:
-        """Judge the head and begin its turn, so that the application can refuse a caller whose body is still to come."""
-        if self._replaying:
-            self._replaying = False
-            self._headers = []
-            return
-        self._in_head = self._head_timed = False
-        url, headers, self._headers = self._url, self._headers, []
-        target = read_target(url, self._limits)
-        if self._shared_read or self._unaccounted > self._limits.head_bytes:
-            check_size(url, headers, self._limits)
-        self._unaccounted = 0
-        parser = self._parser
-        version = parser.get_http_version()
-        demands = read_demands(version, headers, self._limits, self._known_host)
-        self._known_host = demands.host
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": version,
-            "server": self._server,
-            "client": self._client,
-            "scheme": self._scheme,
-            "method": parser.get_method().decode("ascii"),
-            "root_path": self._root_path,
-            "path": self._root_path + target.path,
-            "raw_path": self._root_path.encode("ascii") + target.raw_path,
-            "query_string": target.query,
-            "headers": headers,
-            "state": self._app_state.copy(),
-        }
-        persistent = version == "1.1" and parser.should_keep_alive()
-        turn = Turn(self, scope, persistent=persistent, expecting=demands.expects_continue)
+    def begin(self, scope: dict[str, Any], *, persistent: bool, expecting: bool) -> None:
+        """Begin a turn at its head, so that the application can refuse a caller whose body is still to come."""
+        self._head_timed = False
+        scope.update(self._scope)
+        if self._root_path:
+            scope["path"] = self._root_path + scope["path"]
+            scope["raw_path"] = self._root_path.encode() + scope["raw_path"]
+        turn = Turn(self, scope, persistent=persistent, expecting=expecting)
+        scope["state"] = self._app_state.copy()
         scope["extensions"] = {"gateway.on_disconnect": turn.on_disconnect}
-        self._queue(turn)
-
-    def on_body(self, body: bytes) -> None:
-        """Hand on a piece of body. Raises BodyTooLarge, which comes back out of the parser."""
-        turn = self._incoming
-        assert turn is not None
-        self._unaccounted = 0
-        if turn.received + len(body) > self._limits.body_bytes:
-            raise body_too_large(self._limits)
-        turn.feed(body)
-
-    def on_message_complete(self) -> None:
-        """End a request's body; what is left of this read belongs to the next one."""
-        if self._parser.should_upgrade():
-            return
-        turn, self._incoming = self._incoming, None
-        assert turn is not None
-        turn.end()
-        self._unaccounted = 0
-        self._shared_read = True
-        if self._body_since is not None and turn is self._current:
-            self._read_by = None
-            self._schedule()
-
-    # The order of turns.
-
-    def _queue(self, turn: Turn) -> None:
         if self._current is None:
             self._start(turn)
         elif len(self._waiting) < self._limits.pipelined:
             self._waiting.append(turn)
         else:
-            raise _Enough
+            raise Enough
         self._incoming = turn
+
+    def on_body(self, data: bytes) -> None:
+        """Hand on a piece of body. Raises BodyTooLarge."""
+        turn = self._incoming
+        assert turn is not None
+        if turn.received + len(data) > self._limits.body_bytes:
+            raise body_too_large(self._limits)
+        turn.feed(data)
+
+    def end(self) -> None:
+        """End a request's body."""
+        turn, self._incoming = self._incoming, None
+        assert turn is not None
+        turn.end()
+        if turn is self._current:
+            self._read_by = None
+
+    # The order of turns.
 
     def _start(self, turn: Turn) -> None:
         self._current = turn
         self._body_since = None
-        self._read_by = None
-        self._schedule()
-        task = self._loop.create_task(self._app(turn.scope, turn.receive, turn.send))
-        self._server_state.tasks.add(task)
-        turn.run(task)
+        self._read_by = None  # the alarm may ring for it all the same, and finds nothing overdue
+        turn.run(self._loop, self._app)
 
     def _stumble(self, error: GatewayError) -> None:
         self._deaf = True
@@ -352,7 +262,7 @@ class Connection(asyncio.Protocol):
             self._refuse(self._refusal)
         elif self._deaf:
             self._end(linger=True)
-        elif self._in_head:
+        elif self._reader.in_head:
             self._time_head()
         else:
             self._read_by = self._loop.time() + self._limits.idle_seconds
@@ -364,26 +274,21 @@ class Connection(asyncio.Protocol):
         more = not self._deaf or bool(self._waiting) or self._refusal is not None
         return turn.persistent and turn.complete and more and not self.draining
 
-    def release(self, task: asyncio.Task[None]) -> None:
-        """Forget a finished application task."""
-        self._server_state.tasks.discard(task)
-
     # Writing.
 
     def preamble(self) -> bytes:
         """Return the lines that every answer starts with."""
-        return self._preamble.lines(self._server_state.default_headers)
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Write at once."""
-        self._transport.write(data)
+        preamble = self._preamble
+        fields = self._server_state.default_headers
+        if preamble.fields is not fields:
+            preamble.renew(fields)
+        return preamble.lines
 
     def abort(self) -> None:
         """Cut the connection: the caller must not take what it has for the whole."""
         self._transport.abort()
 
     def _refuse(self, error: GatewayError) -> None:
-        self._in_head = False
         self._refusal = None
         self.write(write_refusal(error, uuid.uuid4().hex, self.preamble()))
         self._end(linger=True)
@@ -398,19 +303,18 @@ class Connection(asyncio.Protocol):
             self._close()
             return
         self._lingering = True
-        self._unaccounted = 0
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._read_by = self._loop.time() + self._limits.linger_seconds
         self._schedule()
         self._resume()
 
-    def _throw_away(self) -> None:
-        if self._lingering:
-            if self._unaccounted > self._limits.linger_bytes:
-                self._close()
-        elif self._current is not None:
+    def _throw_away(self, size: int) -> None:
+        self._thrown_away += size
+        if not self._lingering:
             self._pause()
+        elif self._thrown_away > self._limits.linger_bytes:
+            self._close()
 
     def _close(self) -> None:
         self._read_by = None
@@ -428,12 +332,9 @@ class Connection(asyncio.Protocol):
             self._mind_body()
 
     def _full(self) -> bool:
-        current = self._current
-        if current is None:
-            return False
         if self._waiting:
             return len(self._waiting) >= self._limits.pipelined or self._waiting[-1].buffered > _UNREAD_BYTES
-        return current.buffered > _UNREAD_BYTES
+        return self._current is not None and self._current.buffered > _UNREAD_BYTES
 
     def _pause(self) -> None:
         if self._paused_at is None and not self._transport.is_closing():
@@ -458,21 +359,10 @@ class Connection(asyncio.Protocol):
         self._read_by = self._loop.time() + self._limits.head_seconds
         self._schedule()
 
-    def _mind_head(self) -> None:
-        if len(self._url) > self._limits.url_bytes:
-            self._stumble(UrlTooLong(f"The request's URL is over {self._limits.url_bytes} bytes."))
-        elif self._unaccounted > self._limits.head_bytes:
-            self._stumble(HeadTooLarge(f"The request's head is over {self._limits.head_bytes} bytes."))
-        elif self._current is None and not self._head_timed:
-            self._time_head()
-
     def _mind_body(self) -> None:
         turn = self._incoming
         limits = self._limits
         assert turn is not None
-        if self._unaccounted > limits.head_bytes:
-            self._stumble(malformed("The request's body has too much framing."))
-            return
         if turn is not self._current or self._paused_at is not None or (turn.expecting and not turn.received):
             return
         if self._body_since is None:

@@ -7,7 +7,7 @@ is complete. Head and first body of an answer leave in one write, and every late
 
 import asyncio
 import uuid
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Coroutine, MutableMapping
 from typing import Any, Literal, Protocol
 
 import structlog
@@ -16,7 +16,10 @@ from gateway.api.heads import AnswerHead, write_head, write_refusal
 from gateway.errors import GatewayError, Internal, ShuttingDown
 
 Message = MutableMapping[str, Any]
+Application = Callable[..., Coroutine[Any, Any, None]]
 Framing = Literal["chunked", "length", "close", "none"]
+
+_CHUNK_HEADS = tuple(b"%x\r\n" % size for size in range(2048))
 
 _log = structlog.get_logger("gateway.api")
 
@@ -31,13 +34,11 @@ class Port(Protocol):
     blocked: asyncio.Event | None
     slice_bytes: int
     draining: bool
+    tasks: set[asyncio.Task[None]]
+    write: Callable[[bytes | memoryview], None]
 
     def preamble(self) -> bytes:
         """Lines that every answer starts with."""
-        ...
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Write at once."""
         ...
 
     def keeps(self, turn: "Turn") -> bool:
@@ -50,10 +51,6 @@ class Port(Protocol):
 
     def answered(self, turn: "Turn") -> None:
         """The answer is complete."""
-        ...
-
-    def release(self, task: asyncio.Task[None]) -> None:
-        """The application's task has ended."""
         ...
 
     def abort(self) -> None:
@@ -69,58 +66,33 @@ class Turn:
     `finished`: the answer has been written to its end. `gone`: the caller left before that.
     """
 
-    __slots__ = (
-        "_delivered",
-        "_event",
-        "_fault",
-        "_framing",
-        "_head",
-        "_last",
-        "_left",
-        "_pieces",
-        "_port",
-        "_remaining",
-        "_torn",
-        "bodiless",
-        "buffered",
-        "complete",
-        "expecting",
-        "finished",
-        "gone",
-        "keeps",
-        "persistent",
-        "received",
-        "scope",
-        "started",
-        "task",
-    )
+    # Defaults of the class, not set for each turn: most turns never touch most of them.
+    gone = False
+    keeps = False
+    started = False
+    finished = False
+    complete = False
+    buffered = 0
+    received = 0
+    _event: asyncio.Event | None = None
+    _left: tuple[Callable[[], None], ...] = ()
+    _fault: GatewayError | None = None
+    _delivered = False
+    _head: AnswerHead | None = None
+    _framing: Framing = "none"
+    _remaining = 0
+    _last = False
+    _flowing = False  # in the middle of a chunked body: nothing but another chunk is likely to come
+    _torn = False
 
     def __init__(self, port: Port, scope: dict[str, Any], *, persistent: bool, expecting: bool) -> None:
         self._port = port
-        self.scope = scope
+        self.scope: dict[str, Any] | None = scope
+        self._chunks = scope["http_version"] == "1.1"
         self.persistent = persistent
         self.expecting = expecting
-        self.bodiless: bool = scope["method"] == "HEAD"
-        self.task: asyncio.Task[None] | None = None
-        self._event: asyncio.Event | None = None
-        self._left: tuple[Callable[[], None], ...] = ()
-        self.gone = False
-
+        self.bodiless = scope["method"] == "HEAD"
         self._pieces: list[bytes] = []
-        self._fault: GatewayError | None = None
-        self._delivered = False
-        self.buffered = 0
-        self.received = 0
-        self.complete = False
-
-        self._head: AnswerHead | None = None
-        self._framing: Framing = "none"
-        self._remaining = 0
-        self._last = False
-        self._torn = False
-        self.keeps = False
-        self.started = False
-        self.finished = False
 
     # What the connection tells it.
 
@@ -129,12 +101,14 @@ class Turn:
         self._pieces.append(data)
         self.received += len(data)
         self.buffered += len(data)
-        self._wake()
+        if self._event is not None:
+            self._event.set()
 
     def end(self) -> None:
         """The body is complete."""
         self.complete = True
-        self._wake()
+        if self._event is not None:
+            self._event.set()
 
     def fail(self, fault: GatewayError) -> None:
         """The body will never be complete: `receive()` raises `fault`."""
@@ -199,7 +173,10 @@ class Turn:
         port = self._port
         if port.blocked is not None:
             await self._unblocked()
-        payload = self._render(message)
+        if self._flowing and message.get("more_body", False) and message["type"] == "http.response.body":
+            payload = _chunk(message.get("body", b""))
+        else:
+            payload = self._render(message)
         if len(payload) > port.slice_bytes:
             await self._pour(payload)
         elif payload:
@@ -215,8 +192,10 @@ class Turn:
 
     def _render(self, message: Message) -> bytes:
         kind = message["type"]
-        if kind == "http.response.start":
-            self._begin(message)
+        if kind == "http.response.start" and self._head is None:
+            status = message["status"]
+            self._head = write_head(status, self._port.preamble(), message.get("headers", ()))
+            self.bodiless = self.bodiless or status in {204, 304}
             return b""
         if kind != "http.response.body" or self._head is None or self.finished:
             raise RuntimeError(f"ASGI message {kind!r} is out of turn.")
@@ -229,19 +208,12 @@ class Turn:
         self._last = last
         return payload
 
-    def _begin(self, message: Message) -> None:
-        if self._head is not None:
-            raise RuntimeError("The answer has begun already.")
-        status = message["status"]
-        self._head = write_head(status, self._port.preamble(), message.get("headers", ()))
-        self.bodiless = self.bodiless or status in {204, 304}
-
     def _frame(self, body: bytes, *, last: bool) -> bytes:
         prefix = b"" if self.started else self._open(len(body), last=last)
         framing = self._framing
         if framing == "chunked":
-            tail = b"0\r\n\r\n" if last else b""
-            return b"%b%x\r\n%b\r\n%b" % (prefix, len(body), body, tail) if body else prefix + tail
+            self._flowing = True
+            return b"".join((prefix, _chunk(body), b"0\r\n\r\n" if last else b""))
         if framing == "none":
             return prefix
         if framing == "length":
@@ -251,25 +223,26 @@ class Turn:
         return prefix + body if prefix else body
 
     def _open(self, size: int, *, last: bool) -> bytes:
-        head = self._head
-        assert head is not None
-        self.keeps = self._port.keeps(self) and not head.closes
+        assert self._head is not None
+        lines, length, closes = self._head
+        self.keeps = not closes and self._port.keeps(self)
         line = b""
         if self.bodiless:
             self._framing = "none"
-        elif head.length is not None:
-            self._framing, self._remaining = "length", head.length
+        elif length is not None:
+            self._framing, self._remaining = "length", length
         elif last:
             self._framing, self._remaining = "length", size
             line = b"content-length: %d\r\n" % size
-        elif self.scope["http_version"] == "1.1":
+        elif self._chunks:
             self._framing = "chunked"
             line = b"transfer-encoding: chunked\r\n"
         else:
             self._framing = "close"
-        return b"%b%b%b" % (head.lines, line, b"\r\n" if self.keeps else b"connection: close\r\n\r\n")
+        return lines + line + (b"\r\n" if self.keeps else b"connection: close\r\n\r\n")
 
     async def _pour(self, payload: bytes) -> None:
+        self._flowing = False
         self._torn = True  # a cancellation in here leaves half a chunk on the wire: nothing true can follow it
         view = memoryview(payload)
         size = self._port.slice_bytes
@@ -277,23 +250,27 @@ class Turn:
             await self._unblocked()
             self._port.write(view[at : at + size])
         self._torn = False
+        self._flowing = self._framing == "chunked"
 
     def _finish(self) -> None:
         self.finished = True
         self._left = ()
-        self._wake()
+        if self._event is not None:
+            self._event.set()
         self._port.answered(self)
 
     # What becomes of the application.
 
-    def run(self, task: asyncio.Task[None]) -> None:
-        """Take over the application's task."""
-        self.task = task
+    def run(self, loop: asyncio.AbstractEventLoop, app: Application) -> None:
+        """Start the application on this turn."""
+        # The scope holds on_disconnect and thereby the turn: letting go of it here spares the garbage collector a cycle.
+        scope, self.scope = self.scope, None
+        task = loop.create_task(app(scope, self.receive, self.send))
+        self._port.tasks.add(task)
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self.task = None
-        self._port.release(task)
+        self._port.tasks.discard(task)
         fault = None if task.cancelled() else task.exception()
         if self.gone:
             return
@@ -319,6 +296,14 @@ class Turn:
             return ShuttingDown("The gateway is shutting down.")
         _report("app_failed", fault, request_id=request_id)
         return Internal(request_id)
+
+
+def _chunk(body: bytes) -> bytes:
+    size = len(body)
+    if not size:
+        return b""
+    head = _CHUNK_HEADS[size] if size < len(_CHUNK_HEADS) else b"%x\r\n" % size
+    return b"".join((head, body, b"\r\n"))
 
 
 def _report(event: str, fault: BaseException | None, **facts: str) -> None:

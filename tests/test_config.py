@@ -357,7 +357,7 @@ BAD = {
             "auth: {required: false}\nupstreams:\n  there:\n    kind: openai\n    urls:\n"
             "      - ftp://a\n      - http://\n      - a.example/v1\n      - http://a:0/\n      - http://a:99999/\n"
             "      - http://[::1/\n      - http://user:word@a/\n      - http://a/?b=c\n      - 'http://a/#b'\n"
-            "      - http://a b/\n      - http://bücher.example/\nmodels: {m: {targets: [{upstream: there}]}}\n"
+            "      - http://a b/\n      - http://bücher.example/\n      - http://a,b/\n      - http://[127.0.0.1]/\n      - http://-a.b/\nmodels: {m: {targets: [{upstream: there}]}}\n"
         ),
         [
             *(
@@ -368,7 +368,10 @@ BAD = {
             "13: upstreams.there.urls[7]: must not have a query or a fragment",
             "14: upstreams.there.urls[8]: must not have a query or a fragment",
             "15: upstreams.there.urls[9]: must be an http:// or https:// URL with a host",
-            "16: upstreams.there.urls[10]: must be an http:// or https:// URL with a host",
+            *(
+                f"{6 + index}: upstreams.there.urls[{index}]: must be an http:// or https:// URL with a host"
+                for index in range(10, 14)
+            ),
         ],
     ),
     "transport settings that do not go together": (
@@ -492,7 +495,7 @@ BAD = {
         ["5: not valid YAML: expected ',' or '}', but got '<scalar>'"],
     ),
     "an alias of nothing": (with_extra("log: *sk-abcdef"), ["8: not valid YAML: found undefined alias"]),
-    "two documents": (GOOD + "---\na: b\n", ["8: not valid YAML: but found another document"]),
+    "two documents": (GOOD + "---\na: b\n", ["8: not valid YAML: found another document"]),
     "a control character": ("a: b\nc: \x00\n", ["2: not valid YAML: a character that is not allowed"]),
     "an alias within itself": (
         "models: &a\n  b: *a\n",

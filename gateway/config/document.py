@@ -143,4 +143,4 @@ def _reason(failure: yaml.MarkedYAMLError) -> str:
     problem = failure.problem or "unreadable"
     shown = _TOKEN.sub(lambda token: "\0" * len(token[0]), problem)
     cut = re.split("['\"]", shown, maxsplit=1)[0]
-    return problem[: len(cut)].strip().removesuffix("but found").rstrip(" ,")
+    return problem[: len(cut)].strip().removeprefix("but ").removesuffix("but found").rstrip(" ,")

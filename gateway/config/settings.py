@@ -5,6 +5,7 @@ its documentation: the JSON Schema shows it. Nothing here knows YAML, lines, the
 """
 
 import re
+from ipaddress import IPv6Address
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
@@ -74,11 +75,18 @@ def _callers_key(secret: SecretStr) -> SecretStr:
     return secret
 
 
+_LABEL = r"[0-9A-Za-z_](?:[0-9A-Za-z_-]*[0-9A-Za-z_])?"
+_AUTHORITY = re.compile(rf"(?:[^@]*@)?(?:\[([0-9A-Fa-f:.]+)\]|{_LABEL}(?:\.{_LABEL})*\.?)(?::[0-9]+)?")
+
+
 def _http_url(url: str) -> SplitResult:
     """The parts of a URL that a request can be sent to. Raises PydanticCustomError."""
     try:
         parts = urlsplit(url)
-        sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        authority = _AUTHORITY.fullmatch(parts.netloc)
+        sound = parts.scheme in {"http", "https"} and authority is not None and parts.port != 0
+        if authority and authority[1]:
+            IPv6Address(authority[1])
     except ValueError:
         sound = False
     if not sound or not re.fullmatch(r"[!-~]+", url):

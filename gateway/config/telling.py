@@ -26,9 +26,9 @@ _WORDS = {
     "dict_type": "must be a mapping",
     "model_type": "must be a mapping",
     "finite_number": "must be finite",
-    "greater_than_equal": "must be at least {ge:g}",
-    "greater_than": "must be more than {gt:g}",
-    "less_than_equal": "must be at most {le:g}",
+    "greater_than_equal": "must be at least {ge:.0f}",
+    "greater_than": "must be more than {gt:.0f}",
+    "less_than_equal": "must be at most {le:.0f}",
 }
 
 

@@ -22,6 +22,7 @@ from gateway.config import (
     listening,
     load,
     process_environment,
+    require_files,
     schema,
 )
 
@@ -61,6 +62,7 @@ def serve(named: Path | None, host: str | None, port: int | None, admin_port: in
     with _told():
         settings = load(path, environ) if path else from_environment(environ)
         settings = listening(settings, host=host, port=port, admin_port=admin_port, exposable=path is not None)
+        require_files(settings)
     for line in announcement(settings) if path is None else ():
         click.echo(line, err=True)
     from gateway.server import serve as run  # noqa: PLC0415  # a server's imports are not for `check` to wait for

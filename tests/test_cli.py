@@ -120,6 +120,18 @@ def test_serve_tells_mistakes_and_does_not_start() -> None:
     assert result.stderr == "gateway.yaml:1: not valid YAML: expected the node content, but found '<stream end>'\n"
 
 
+def test_serve_names_the_files_that_it_can_not_read_and_check_does_not_look() -> None:
+    transport = "transport: {ca_file: nowhere.pem, client_cert: .}"
+    Path("gateway.yaml").write_text(GOOD.replace("api_key:", f"{transport}, api_key:"))
+    assert run("check", CALLERS_KEY="long-enough").exit_code == 0
+    result = run("serve", CALLERS_KEY="long-enough")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "upstreams.there.transport.ca_file: cannot be read: No such file or directory",
+        "upstreams.there.transport.client_cert: cannot be read: Is a directory",
+    ]
+
+
 def test_serve_from_the_environment_stays_on_this_machine_without_a_key() -> None:
     result = run("serve", "--host", "0.0.0.0", OPENAI_API_KEY="sk-planted")
     assert result.exit_code == 1

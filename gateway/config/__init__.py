@@ -16,6 +16,7 @@ from gateway.config.loading import (
     listening,
     load,
     process_environment,
+    require_files,
 )
 from gateway.config.schema import schema
 from gateway.config.settings import (
@@ -54,5 +55,6 @@ __all__ = [
     "listening",
     "load",
     "process_environment",
+    "require_files",
     "schema",
 ]

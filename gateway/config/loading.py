@@ -109,6 +109,21 @@ def listening(
     return settings.model_copy(update={"server": server})
 
 
+def require_files(settings: Settings) -> None:
+    """Look whether the files that upstreams need can be read. Raises ConfigError with a line for each that can't."""
+    wrong = []
+    for name, upstream in settings.upstreams.items():
+        for field in ("ca_file", "client_cert", "client_key"):
+            try:
+                if (path := getattr(upstream.transport, field)) is not None:
+                    Path(path).open("rb").close()
+            except OSError as failure:
+                place = ("upstreams", name, "transport", field)
+                wrong.append(spoken(Mistake(place, f"cannot be read: {failure.strerror}")))
+    if wrong:
+        raise ConfigError(wrong)
+
+
 def demo_ports(port: int | None, admin_port: int | None, environ: Mapping[str, str]) -> tuple[int, int]:
     """The demo's two ports: as given, else `PORT`, else 8080; and as given, else the next one. Raises ConfigError."""
     if port is None:

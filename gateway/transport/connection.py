@@ -20,6 +20,8 @@ from gateway.transport.request import Outgoing
 from gateway.transport.sender import Sender
 from gateway.transport.settings import TransportSettings
 
+SPOKEN = frozenset({"1.0", "1.1"})
+
 
 class Owner(Protocol):
     """Who lends the connection out."""
@@ -215,17 +217,14 @@ class Connection(asyncio.BufferedProtocol):
         if status < 200:
             self._inform(status)
             return
-        settings = self._settings
-        if len(self._fields) > settings.max_header_fields or self._head_bytes > settings.max_header_bytes:
-            self._measure()
+        version = self._parser.get_http_version()
+        self._vet(version)
         self._fields = []  # trailers go there, and nowhere
         stream.status = status
-        stream.version = version = self._parser.get_http_version()
+        stream.version = version
         stream.first_byte_at = self.loop.time()
         stream.head_complete = True
-        if version != "1.1":
-            if version != "1.0":
-                raise httpx.RemoteProtocolError("the upstream does not speak HTTP/1.1")
+        if version == "1.0":
             self._keep = False
         if self._bodiless:
             self._ended = True
@@ -257,10 +256,21 @@ class Connection(asyncio.BufferedProtocol):
             raise httpx.RemoteProtocolError("a status that nobody asked for")
         self._fields.clear()
 
-    def _measure(self) -> None:
-        size = sum([len(name) + len(value) + 4 for name, value in self._fields])
-        if len(self._fields) > self._settings.max_header_fields or size > self._settings.max_header_bytes:
-            raise ResponseHeadTooLarge("the response's head is too large")
+    def _vet(self, version: str) -> None:
+        """Refuse what the parser lets through and we do not want."""
+        if version not in SPOKEN:
+            raise httpx.RemoteProtocolError("the upstream does not speak HTTP/1.1")
+        fields, settings = self._fields, self._settings
+        for name, value in fields:
+            if len(name) == 17 and name.lower() == b"transfer-encoding" and value.lower() != b"chunked":
+                raise httpx.RemoteProtocolError("a transfer encoding that nobody asked for")
+        if len(fields) > settings.max_header_fields:
+            raise ResponseHeadTooLarge("the response has too many header fields")
+        # What has come is an upper bound of the head, and seldom above the limit: only then is it worth counting.
+        if self._head_bytes > settings.max_header_bytes:
+            size = sum([len(name) + len(value) + 4 for name, value in fields])
+            if size > settings.max_header_bytes:
+                raise ResponseHeadTooLarge("the response's head is too large")
 
     # How an stream, or the connection, ends.
 

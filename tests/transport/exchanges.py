@@ -5,9 +5,12 @@ from typing import Any
 import httpx
 
 
-def request(url: str, body: bytes | None = b"{}", *, method: str = "POST", **timeouts: float) -> httpx.Request:
+def request(
+    url: str, body: bytes | None = b"{}", timeouts: dict[str, float] | None = None, *, method: str = "POST"
+) -> httpx.Request:
     """A request whose phases may take 10 s each unless told otherwise: no test waits that long, and none hangs."""
-    timeout = dict.fromkeys(("connect", "pool", "write", "read"), 10.0) | timeouts
+    phases = ("connect", "pool", "write", "read")
+    timeout = dict.fromkeys(phases, 10.0) | (timeouts or {})
     return httpx.Request(method, url, content=body, extensions={"timeout": timeout})
 
 

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.support.upstream import (
+    Script,
     ScriptedUpstream,
     blackhole,
     close,
@@ -145,7 +146,7 @@ async def test_a_response_given_up_early_closes_its_connection(transport: httpx.
 
 
 CUT = httpx.RemoteProtocolError, httpx.ReadError
-EXCEPTIONS = {
+EXCEPTIONS: dict[str, tuple[Script, dict[str, float], type[Exception] | tuple[type[Exception], ...]]] = {
     "closed without a word": ([read(), close()], {}, CUT),
     "reset without a word": ([read(), reset()], {}, CUT),
     "closed at once": ([close()], {}, (*CUT, httpx.WriteError)),
@@ -177,7 +178,7 @@ async def test_a_fault_has_its_exception(transport: httpx.AsyncBaseTransport, fa
     body = bytes(32 << 20) if fault == "does not read" else b"{}"
     async with ScriptedUpstream(script) as upstream:
         with pytest.raises(exceptions) as raised:
-            await fetch(transport, request(upstream.url, body, **timeouts))
+            await fetch(transport, request(upstream.url, body, timeouts))
 
         assert not isinstance(raised.value, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
 
@@ -194,7 +195,7 @@ async def test_a_name_that_does_not_resolve_is_a_connect_error(transport: httpx.
 
 async def test_a_connection_that_is_never_made_is_a_connect_timeout(transport: httpx.AsyncBaseTransport) -> None:
     with blackhole() as url, pytest.raises(httpx.ConnectTimeout):
-        await fetch(transport, request(url, connect=0.03))
+        await fetch(transport, request(url, timeouts={"connect": 0.03}))
 
 
 async def test_a_url_without_http_is_refused(transport: httpx.AsyncBaseTransport) -> None:

@@ -26,7 +26,7 @@ async def test_silence_has_a_name_for_each_phase(engine: Engine, phase: str, reu
         if reused:
             await fetch(engine, request(upstream.url))
         with pytest.raises(timeout):
-            await fetch(engine, request(upstream.url, **{phase: SHORT}))
+            await fetch(engine, request(upstream.url, timeouts={phase: SHORT}))
 
         assert repr(engine) == f"<Engine [{upstream.url}: 0 active, 0 idle, 0 waiting]>"
 
@@ -34,19 +34,19 @@ async def test_silence_has_a_name_for_each_phase(engine: Engine, phase: str, reu
 async def test_a_head_that_has_begun_is_under_the_idle_deadline(engine: Engine) -> None:
     async with ScriptedUpstream([read(), send(OK), stall()]) as upstream:
         with pytest.raises(IdleTimeout):
-            await fetch(engine, request(upstream.url, idle=SHORT))
+            await fetch(engine, request(upstream.url, timeouts={"idle": SHORT}))
 
 
 async def test_an_informational_response_is_not_the_first_byte(engine: Engine) -> None:
     async with ScriptedUpstream([read(), send(b"HTTP/1.1 100 Continue\r\n\r\n"), stall()]) as upstream:
         with pytest.raises(FirstByteTimeout):
-            await fetch(engine, request(upstream.url, first_byte=SHORT))
+            await fetch(engine, request(upstream.url, timeouts={"first_byte": SHORT}))
 
 
 async def test_a_peer_that_does_not_read_is_a_write_timeout(engine: Engine) -> None:
     async with ScriptedUpstream([read_head(), stall()]) as upstream:
         with pytest.raises(httpx.WriteTimeout):
-            await fetch(engine, request(upstream.url, bytes(32 << 20), write=SHORT))
+            await fetch(engine, request(upstream.url, bytes(32 << 20), timeouts={"write": SHORT}))
 
 
 async def test_a_pool_without_a_free_connection_is_a_pool_timeout() -> None:
@@ -54,7 +54,7 @@ async def test_a_pool_without_a_free_connection_is_a_pool_timeout() -> None:
     async with ScriptedUpstream([read(), send(OK + b"content-length: 9\r\n\r\n"), stall()]) as upstream:
         response = await engine.handle_async_request(request(upstream.url))
         with pytest.raises(httpx.PoolTimeout):
-            await fetch(engine, request(upstream.url, pool=SHORT))
+            await fetch(engine, request(upstream.url, timeouts={"pool": SHORT}))
 
         assert repr(engine) == f"<Engine [{upstream.url}: 1 active, 0 idle, 0 waiting]>"
         await response.aclose()
@@ -64,7 +64,7 @@ async def test_a_pool_without_a_free_connection_is_a_pool_timeout() -> None:
 async def test_a_connection_that_is_never_made_is_a_connect_timeout(engine: Engine) -> None:
     with blackhole() as url:
         with pytest.raises(httpx.ConnectTimeout):
-            await fetch(engine, request(url, connect=SHORT))
+            await fetch(engine, request(url, timeouts={"connect": SHORT}))
 
         assert repr(engine) == f"<Engine [{url}: 0 active, 0 idle, 0 waiting]>"
 
@@ -136,7 +136,7 @@ async def test_progress_moves_the_idle_deadline(engine: Engine) -> None:
     idle = 0.2
     drops = [send(b"x"), _pause(0.05)] * 6
     async with ScriptedUpstream([read(), send(OK + b"content-length: 6\r\n\r\n"), *drops]) as upstream:
-        assert await fetch(engine, request(upstream.url, idle=idle)) == (200, b"xxxxxx")
+        assert await fetch(engine, request(upstream.url, timeouts={"idle": idle})) == (200, b"xxxxxx")
 
 
 async def test_a_pause_of_the_reader_is_not_the_silence_of_the_upstream(engine: Engine) -> None:
@@ -147,7 +147,7 @@ async def test_a_pause_of_the_reader_is_not_the_silence_of_the_upstream(engine: 
 
     script = [read(), send(OK + b"content-length: 4\r\n\r\nhi"), finish, send(b"ya")]
     async with ScriptedUpstream(script) as upstream:
-        response = await engine.handle_async_request(request(upstream.url, idle=SHORT))
+        response = await engine.handle_async_request(request(upstream.url, timeouts={"idle": SHORT}))
         loop, rung = asyncio.get_running_loop(), asyncio.Event()
         loop.call_later(3 * SHORT, rung.set)
         await rung.wait()
@@ -158,7 +158,7 @@ async def test_a_pause_of_the_reader_is_not_the_silence_of_the_upstream(engine: 
 
 async def test_deadlines_of_one_request_do_not_touch_the_next(engine: Engine) -> None:
     async with ScriptedUpstream([read(), reply(), read(), _pause(3 * SHORT), reply(b"late")]) as upstream:
-        await fetch(engine, request(upstream.url, first_byte=SHORT, idle=SHORT))
+        await fetch(engine, request(upstream.url, timeouts={"first_byte": SHORT, "idle": SHORT}))
 
         assert await fetch(engine, httpx.Request("POST", upstream.url, content=b"{}")) == (200, b"late")
 

@@ -5,7 +5,7 @@ it is an event in the stream. Knows ASGI's `send`; must not know upstreams.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from starlette.types import Send
 
@@ -143,12 +143,3 @@ class Silence:
             await self._answer.write(_PING)
         except OSError:
             return  # the caller has left, and the call's own task is being told
-
-
-def picked(headers: Mapping[str, str]) -> Headers:
-    """What of an upstream's headers callers may see: its limits and its own time, nothing that tells of the account."""
-    return [
-        (name.encode("ascii"), value.encode("latin-1"))
-        for name, value in headers.items()
-        if name.startswith("x-ratelimit-") or name in ("openai-processing-ms", "openai-version")
-    ]

@@ -19,17 +19,43 @@ from gateway.transport import BodyStream, PreparedRequest
 from gateway.wire import chat
 from gateway.wire.sse import Event, EventTooLarge, Framer
 
+Fields = list[tuple[bytes, bytes]]
+
+_PASSED = frozenset((b"openai-processing-ms", b"openai-version"))
 LARGEST_REPLY = 32 << 20
 LARGEST_REFUSAL = 64 << 10
 LARGEST_PRELUDE = 256 << 10  # comments before a stream's first event
 
 
 class Plain(NamedTuple):
-    """A whole reply, verified to be JSON."""
+    """A whole reply, verified to be JSON. `headers`: what of the upstream's the caller may see."""
 
     body: bytes
-    headers: httpx.Headers
+    headers: Fields
     read: chat.Chunk
+
+
+class Head(NamedTuple):
+    """What is read of a response's headers, in one pass: looking them up one by one costs more than all the rest."""
+
+    content_type: bytes  # without its parameters, in lower case
+    encoded: bool
+    passed: Fields  # to the caller: the upstream's limits and its own time, nothing that tells of the account
+
+    @classmethod
+    def of(cls, response: httpx.Response) -> "Head":
+        """Read a response's headers."""
+        content_type, encoded = b"", False
+        passed: Fields = []
+        for given, value in response.headers.raw:
+            name = given.lower()
+            if name == b"content-type":
+                content_type = value.partition(b";")[0].strip().lower()
+            elif name == b"content-encoding":
+                encoded = value.lower() != b"identity"
+            elif name.startswith(b"x-ratelimit-") or name in _PASSED:
+                passed.append((name, value))
+        return cls(content_type, encoded, passed)
 
 
 class Attempt:
@@ -59,11 +85,11 @@ class Stream:
 
     __slots__ = ("_attempt", "_framer", "_reads", "first", "headers")
 
-    def __init__(self, attempt: Attempt, response: httpx.Response) -> None:
+    def __init__(self, attempt: Attempt, response: httpx.Response, headers: Fields) -> None:
         self._attempt = attempt
         self._reads = aiter(_stream_of(response))
         self._framer = Framer()
-        self.headers = response.headers
+        self.headers = headers
         self.first: list[Event] = []
 
     async def read(self) -> list[Event] | None:
@@ -133,23 +159,23 @@ class Dispatch:
         attempt.phase = "body"
         if not 200 <= response.status_code < 300:
             raise await _refused(attempt.upstream, response)
-        if response.headers.get("content-encoding", "identity") != "identity":
+        head = Head.of(response)
+        if head.encoded:
             raise errors.UpstreamBroken("The upstream's answer is encoded.", code="upstream_bad_encoding")
-        if _is_plain(response, call):
-            return await _plain(attempt.upstream, response)
-        stream = Stream(attempt, response)
+        if _is_plain(head.content_type, call):
+            return await _plain(attempt.upstream, response, head.passed)
+        stream = Stream(attempt, response, head.passed)
         stream.first = await _first_event(stream)
         stream.outlive(attempt.upstream.timeouts.stream)
         attempt.kept = True
         return stream
 
 
-def _is_plain(response: httpx.Response, call: Call) -> bool:
+def _is_plain(content_type: bytes, call: Call) -> bool:
     """Whether the answer is JSON, which also an upstream may send that was asked for a stream."""
-    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type == "application/json" or (content_type == "" and not call.stream):
+    if content_type == b"application/json" or (content_type == b"" and not call.stream):
         return True
-    if call.stream and content_type in ("text/event-stream", ""):
+    if call.stream and content_type in (b"text/event-stream", b""):
         return False
     raise errors.UpstreamBroken("The upstream's answer is of the wrong type.", code="upstream_bad_content_type")
 
@@ -189,7 +215,7 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
     return b"".join(parts)
 
 
-async def _plain(upstream: Upstream, response: httpx.Response) -> Plain:
+async def _plain(upstream: Upstream, response: httpx.Response, headers: Fields) -> Plain:
     body = await _read(response, LARGEST_REPLY)
     try:
         read = chat.read_chunk(body)
@@ -197,7 +223,7 @@ async def _plain(upstream: Upstream, response: httpx.Response) -> Plain:
         raise errors.UpstreamBroken("The upstream's answer is not valid JSON.") from None
     if read.failed:
         raise _told(upstream.dialect.refusal(body))
-    return Plain(body, response.headers, read)
+    return Plain(body, headers, read)
 
 
 def _told(refusal: Refusal) -> errors.GatewayError:

@@ -33,7 +33,9 @@ class Gate:
 
 def may_use(principal: Principal, model: str) -> bool:
     """Whether the principal may ask for `model`."""
-    return any(model == name or (name.endswith("*") and model.startswith(name[:-1])) for name in principal.models)
+    return "*" in principal.models or any(
+        model == name or (name.endswith("*") and model.startswith(name[:-1])) for name in principal.models
+    )
 
 
 def _digest(key: bytes) -> bytes:

@@ -8,7 +8,7 @@ import msgspec
 
 from gateway import errors
 from gateway.call import Call, Clock, Exchange
-from gateway.flow.answer import Answer, Silence, picked
+from gateway.flow.answer import Answer, Silence
 from gateway.flow.dispatch import Plain, Stream
 from gateway.wire import chat
 from gateway.wire.sse import Event
@@ -88,9 +88,9 @@ async def relay_plain(reply: Plain, answer: Answer, call: Call, exchange: Exchan
     if reply.read.has_usage:
         exchange.usage = chat.read_usage(reply.read.usage)
     if not call.stream:
-        await answer.plain(200, reply.body, [(b"content-type", b"application/json"), *picked(reply.headers)])
+        await answer.plain(200, reply.body, [(b"content-type", b"application/json"), *reply.headers])
         return
-    await answer.start_stream(picked(reply.headers))
+    await answer.start_stream(reply.headers)
     exchange.content_at = exchange.committed_at
     await answer.write(b"".join(chat.as_stream(reply.body, with_usage=call.wants_usage)))
     await answer.end()
@@ -98,7 +98,7 @@ async def relay_plain(reply: Plain, answer: Answer, call: Call, exchange: Exchan
 
 async def relay_stream(stream: Stream, answer: Answer, silence: Silence, meter: Meter, clock: Clock) -> None:
     """Event after event until the upstream says that it is done. Raises GatewayError where it ends otherwise."""
-    await answer.start_stream(picked(stream.headers))
+    await answer.start_stream(stream.headers)
     events: list[Event] | None = []
     if data := meter.take(stream.first, clock()):
         await answer.write(data)

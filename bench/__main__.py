@@ -13,7 +13,7 @@ from types import FrameType
 from bench import contenders as known
 from bench.contender import Contender, Launch
 from bench.measures import GROUPS, Plan, Round, Samples, with_stage
-from bench.process import free_port
+from bench.process import Machine, free_port
 from bench.report import page
 from bench.stage import BenchError
 
@@ -26,7 +26,7 @@ def main() -> int:
     plan = Plan().quick() if options.quick else Plan()
     chosen = _chosen(options.contenders, options.also)
     groups = set(options.only or GROUPS)
-    began = time.monotonic()
+    began, machine = time.monotonic(), Machine()
     try:
         samples = _measure(chosen, groups, plan, verbose=options.verbose)
     except BenchError as error:
@@ -34,7 +34,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    text = page(chosen, samples, plan.rounds)
+    text = page(chosen, samples, plan.rounds, machine.lost())
     print(text)
     print(f"{time.monotonic() - began:.0f} s")
     if not (options.quick or options.only or options.contenders or options.also):

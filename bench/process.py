@@ -57,6 +57,20 @@ class Child:
                     pipe.close()
 
 
+class Machine:
+    """What became of the cores' time since this was made: the less is lost to others, the better the figures."""
+
+    def __init__(self) -> None:
+        self._before = _core_times()
+        self._ours_before = _own_times()
+
+    def lost(self) -> tuple[float, float]:
+        """The shares of all cores' time that other processes here used, and that the host kept for others."""
+        all_, busy, kept = (now - before for now, before in zip(_core_times(), self._before, strict=True))
+        others = busy - (_own_times() - self._ours_before)
+        return max(0.0, others / all_), kept / all_
+
+
 def start(command: Sequence[str], environment: Mapping[str, str], log: Path, cores: set[int]) -> Child:
     """Start `command` on `cores`, in a session of its own, with what it prints going to the file `log`."""
     with log.open("ab") as out, _on(cores):
@@ -111,6 +125,19 @@ def _on(cores: set[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def _core_times() -> tuple[float, float, float]:
+    """Seconds of all cores since boot: in all, at work, and kept by the host."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    user, nice, system, _, _, irq, softirq, steal = (tick / os.sysconf("SC_CLK_TCK") for tick in ticks)
+    return sum(ticks) / os.sysconf("SC_CLK_TCK"), user + nice + system + irq + softirq, steal
+
+
+def _own_times() -> float:
+    """CPU seconds of the bench and of all that it has started and seen end."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _cpu_clock(pid: int) -> float:

@@ -40,9 +40,9 @@ class Spread:
         return f"{_figure(self.median)} ({_figure(self.low)} to {_figure(self.high)})"
 
 
-def page(contenders: Sequence[Contender], samples: Samples, rounds: int) -> str:
-    """The whole page in Markdown."""
-    parts = [_INTRO, _circumstances(rounds), _who(contenders), "## Figures\n", _figures(contenders, samples)]
+def page(contenders: Sequence[Contender], samples: Samples, rounds: int, lost: tuple[float, float]) -> str:
+    """The whole page in Markdown; `lost` are the shares of the machine that others had meanwhile."""
+    parts = [_INTRO, _circumstances(rounds, *lost), _who(contenders), "## Figures\n", _figures(contenders, samples)]
     if any(OURS in by_name for by_name in samples.values()):
         parts += ["## Goals\n", _goals(samples)]
     return "\n".join(parts)
@@ -57,12 +57,13 @@ def ratios(samples: Samples, measure: str, name: str) -> Spread | None:
     return Spread.of([figure / envoy for figure, envoy in zip(figures, of_envoy, strict=True)])
 
 
-def _circumstances(rounds: int) -> str:
+def _circumstances(rounds: int, others: float, host: float) -> str:
     today = dt.datetime.now(dt.UTC).date().isoformat()
     cores = len(os.sched_getaffinity(0))
     return (
         f"Run of {today}, {rounds} interleaved rounds, on {cores} cores ({_cpu_model()}), "
-        f"{platform.system()} {platform.release()}, Python {platform.python_version()}.\n"
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}. "
+        f"Meanwhile other processes used {others:.0%} of the cores' time, and the host kept {host:.0%}.\n"
     )
 
 

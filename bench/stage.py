@@ -5,7 +5,7 @@ import http.client
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class Running:
     child: Child
     port: int
     start_seconds: float
+    slow: bool
 
 
 @dataclass(frozen=True)
@@ -63,23 +64,23 @@ class Stage:
                 if child.popen.poll() is not None or time.monotonic() - began > _START_LIMIT:
                     self._give_up(contender.name)
                 time.sleep(0.002)
-            yield Running(contender.name, child, launch.port, time.monotonic() - began)
+            yield Running(contender.name, child, launch.port, time.monotonic() - began, contender.slow)
         finally:
             child.end()
 
-    def load(self, job: Job, on: Running | None) -> Spent:
-        """Do a job, and read what the contender `on` spent from when the load is warm until its last answer."""
+    @contextlib.contextmanager
+    def load(self, job: Job, on: Running) -> Iterator[Callable[[], Spent]]:
+        """A load generator: each call does the job once, warm, and tells what the contender spent on it."""
         child = self._talk("load", "bench.load", json.dumps(asdict(job)))
+
+        def once() -> Spent:
+            _ask(child, "warm") or self._give_up("load", on)
+            cpu, memory = on.child.cpu_seconds(), on.child.resident_kb()
+            answer = _ask(child, "go") or self._give_up("load", on)
+            return Spent(on.child.cpu_seconds() - cpu, on.child.resident_kb() - memory, json.loads(answer))
+
         try:
-            _read_line(child) or self._give_up("load", on)
-            cpu, memory = _readings(on)
-            _write_line(child)
-            answer = _read_line(child) or self._give_up("load", on)
-            cpu_after, memory_after = _readings(on)
-            _write_line(child)
-            with contextlib.suppress(Exception):
-                child.popen.wait(5)
-            return Spent(cpu_after - cpu, memory_after - memory, json.loads(answer))
+            yield once
         finally:
             child.end()
 
@@ -97,20 +98,18 @@ class Stage:
         raise BenchError("\n".join(said))
 
 
-def _readings(on: Running | None) -> tuple[float, int]:
-    return (on.child.cpu_seconds(), on.child.resident_kb()) if on else (0.0, 0)
-
-
 def _read_line(child: Child) -> str:
     assert child.popen.stdout is not None
     return child.popen.stdout.readline().strip()
 
 
-def _write_line(child: Child) -> None:
+def _ask(child: Child, word: str) -> str:
+    """What the load generator answers to `word`; nothing where it has ended."""
     assert child.popen.stdin is not None
     with contextlib.suppress(BrokenPipeError):
-        child.popen.stdin.write("\n")
+        child.popen.stdin.write(f"{word}\n")
         child.popen.stdin.flush()
+    return _read_line(child)
 
 
 def _answers(port: int, path: str) -> bool:

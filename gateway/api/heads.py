@@ -59,7 +59,7 @@ def read_target(url: bytes, limits: Limits) -> tuple[str, bytes, bytes]:
     return target
 
 
-def read_demands(version: str, headers: Fields, limits: Limits, known_host: bytes) -> tuple[bool, bytes]:
+def read_demands(version: str, headers: Fields, limits: Limits, known_host: bytes | None) -> tuple[bool, bytes | None]:
     """Check what llhttp does not judge; tell whether the caller expects a 100, and its host.
 
     `known_host` is one that has passed before.
@@ -74,7 +74,7 @@ def read_demands(version: str, headers: Fields, limits: Limits, known_host: byte
     if len(fields) != len(headers):
         _refuse_twice(headers)
     host = fields.get(b"host")
-    if host != known_host:
+    if host is None or host != known_host:
         _check_host(host, version)
     length = fields.get(b"content-length")
     if length is not None:
@@ -83,7 +83,7 @@ def read_demands(version: str, headers: Fields, limits: Limits, known_host: byte
     elif b"transfer-encoding" in fields:
         _check_coding(fields[b"transfer-encoding"], version)
     expects = b"expect" in fields and version == "1.1" and fields[b"expect"].lower() == b"100-continue"
-    return expects, host or b""
+    return expects, host
 
 
 def body_too_large(limits: Limits) -> BodyTooLarge:

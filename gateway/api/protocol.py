@@ -257,17 +257,25 @@ class Connection(asyncio.Protocol):
             self._end(linger=self._deaf or not turn.complete or self._paused_at is not None)
         elif self._waiting:
             self._start(self._waiting.popleft())
-            self._resume()
+            if not self._full():
+                self._resume()
+            if self._incoming is not None:
+                self._mind_body()
         elif self._refusal is not None:
             self._refuse(self._refusal)
         elif self._deaf:
             self._end(linger=True)
-        elif self._reader.in_head:
+        else:
+            self._rest()
+
+    def _rest(self) -> None:
+        if self._paused_at is not None:
+            self._resume()
+        if self._reader.in_head:
             self._time_head()
         else:
             self._read_by = self._loop.time() + self._limits.idle_seconds
             self._schedule()
-            self._resume()
 
     def keeps(self, turn: Turn) -> bool:
         """Tell whether the connection can outlive the answer to `turn`, as far as is known when its head is written."""

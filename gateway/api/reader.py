@@ -42,7 +42,7 @@ class Reader:
     def __init__(self, limits: Limits, sink: Sink) -> None:
         self._limits = limits
         self._sink = sink
-        self._known_host = b""
+        self._known_host: bytes | None = None
         self._url = b""
         self._upgrading: Fields = []
         self._replaying = False

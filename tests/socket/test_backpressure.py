@@ -1,0 +1,139 @@
+"""A caller who reads slowly, or not at all: what waits for him is bounded, and so is the time it waits."""
+
+import asyncio
+import socket
+
+import pytest
+
+from gateway.api.protocol import ClientDisconnected
+from tests.socket.apps import Receive, Scope, Send, reply
+from tests.socket.conftest import Start
+from tests.support.client import rounds
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+KIB = 1024
+
+
+class Flood:
+    """Sends messages of `size` for ever, and tells how many were taken."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.sent = 0
+        self.ended: BaseException | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"x" * self.size, "more_body": True})
+                self.sent += self.size
+                await asyncio.sleep(0)
+        except BaseException as error:
+            self.ended = error
+            raise
+
+
+async def blocked(site: object) -> None:
+    connection = await site.connection()  # type: ignore[attr-defined]
+    async with asyncio.timeout(10):
+        while connection.blocked is None:
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("size", [100, 10 * KIB, 3000 * KIB])
+async def test_what_waits_for_a_slow_reader_is_bounded(serve: Start, size: int) -> None:
+    app = Flood(size)
+    site = await serve(app)
+    async with await site.caller(receive_buffer=8 * KIB) as caller:
+        await caller.send(GET)
+        await blocked(site)
+        connection = await site.connection()
+        assert connection._transport.get_write_buffer_size() <= 256 * KIB
+        sent = app.sent
+        await rounds(20)
+        assert app.sent == sent
+        await caller.read_exactly(size + sent)
+        async with asyncio.timeout(10):
+            while app.sent == sent:
+                await caller.read_exactly(64 * KIB)
+        assert connection._transport.get_write_buffer_size() <= 256 * KIB
+
+
+async def test_a_large_answer_arrives_whole_and_is_not_held_twice(serve: Start) -> None:
+    body = bytes(range(256)) * 4 * KIB * 8
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(send, body)
+
+    site = await serve(app)
+    async with await site.caller(receive_buffer=8 * KIB) as caller:
+        for _ in range(2):
+            await caller.send(GET)
+            await blocked(site)
+            connection = await site.connection()
+            assert connection._transport.get_write_buffer_size() <= 256 * KIB
+            assert (await caller.response()).body == body
+
+
+async def test_a_caller_who_takes_nothing_is_cut_off(serve: Start) -> None:
+    app = Flood(10 * KIB)
+    site = await serve(app, stall_seconds=0.05)
+    async with await site.caller(receive_buffer=8 * KIB) as caller:
+        await caller.send(GET)
+        await site.quiet()
+        assert isinstance(app.ended, ClientDisconnected)
+
+
+async def test_a_caller_who_takes_nothing_of_the_last_bytes_is_cut_off_too(serve: Start) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        connection = await site.connection()
+        own = connection._transport.get_extra_info("socket")
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * KIB)
+        await reply(send, b"x" * 150 * KIB, 200, (b"connection", b"close"))
+
+    site = await serve(app, stall_seconds=0.05)
+    async with await site.caller(receive_buffer=8 * KIB) as caller:
+        await caller.send(GET)
+        await site.quiet()
+
+
+async def test_a_caller_who_takes_a_little_is_borne_with(serve: Start) -> None:
+    app = Flood(10 * KIB)
+    site = await serve(app, stall_seconds=0.1)
+    async with await site.caller(receive_buffer=8 * KIB) as caller:
+        await caller.send(GET)
+        await blocked(site)
+        connection = await site.connection()
+        for _ in range(3):
+            unsent = connection._transport.get_write_buffer_size()
+            while connection._transport.get_write_buffer_size() >= unsent:
+                await caller.read_exactly(KIB)
+                await asyncio.sleep(0)
+            connection._ring()
+            assert not connection._transport.is_closing()
+
+
+async def test_a_message_cut_off_in_the_middle_is_not_followed_by_another(serve: Start) -> None:
+    ended: list[BaseException] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            await send({"type": "http.response.body", "body": b"x" * 9_000_000, "more_body": True})
+        except asyncio.CancelledError:
+            connection = await site.connection()
+            connection.resume_writing()
+            try:
+                await send({"type": "http.response.body", "body": b"the end"})
+            except OSError as error:
+                ended.append(error)
+
+    site = await serve(app)
+    async with await site.caller(receive_buffer=8 * KIB) as caller:
+        await caller.send(GET)
+        await blocked(site)
+        (task,) = site.state.tasks
+        task.cancel()
+        await site.quiet()
+    assert [type(error) for error in ended] == [ClientDisconnected]

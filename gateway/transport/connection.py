@@ -139,6 +139,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._sender = Sender(self._transport)
         self._made = True
+        # The transport's default lets 64 KiB pass unnoticed; with these marks "not blocked" means "sent".
+        self._transport.set_write_buffer_limits(high=1, low=0)
 
     def pause_writing(self) -> None:
         """The peer is not taking what was written."""

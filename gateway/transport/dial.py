@@ -8,6 +8,7 @@ else uses the loop's. Must not know pools or requests.
 import asyncio
 import ipaddress
 import itertools
+import os
 import socket
 import ssl
 from collections import deque
@@ -163,4 +164,6 @@ def _interleave(addresses: list[Address]) -> list[Address]:
 
 
 def _words(error: OSError) -> str:
-    return getattr(error, "verify_message", "") or error.strerror or type(error).__name__
+    if isinstance(error, ssl.SSLError):
+        return str(getattr(error, "verify_message", "") or error.reason or type(error).__name__)
+    return os.strerror(error.errno) if error.errno else type(error).__name__

@@ -24,8 +24,6 @@ class Sender:
     __slots__ = ("_blocked", "_rest", "_resumed", "_stream", "_task", "_transport")
 
     def __init__(self, transport: asyncio.WriteTransport) -> None:
-        # The transport's default lets 64 KiB pass unnoticed; with these marks "not blocked" means "sent".
-        transport.set_write_buffer_limits(high=1, low=0)
         self._transport = transport
         self._stream: BodyStream | None = None
         self._rest: memoryview | None = None

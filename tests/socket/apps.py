@@ -14,12 +14,12 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 async def read(receive: Receive) -> bytes:
     body = b""
     while True:
-        message = await receive()
+        message: MutableMapping[str, Any] = await receive()
         if message["type"] != "http.request":
             raise ConnectionError("The caller left in the middle of the body.")
         body += message["body"]
         if not message["more_body"]:
-            return body
+            return bytes(body)
 
 
 async def reply(send: Send, body: bytes, status: int = 200, *headers: tuple[bytes, bytes]) -> None:

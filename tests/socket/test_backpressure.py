@@ -5,9 +5,9 @@ import socket
 
 import pytest
 
-from gateway.api.protocol import ClientDisconnected
+from gateway.api.protocol import ClientDisconnected, Connection
 from tests.socket.apps import Receive, Scope, Send, reply
-from tests.socket.conftest import Start
+from tests.socket.conftest import Site, Start
 from tests.support.client import rounds
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -34,21 +34,30 @@ class Flood:
             raise
 
 
-async def blocked(site: object) -> None:
-    connection = await site.connection()  # type: ignore[attr-defined]
+async def narrow(site: Site) -> Connection:
+    """Make the kernel hold little of what the server sends, so that its own buffer fills soon."""
+    connection = await site.connection()
+    own = connection._transport.get_extra_info("socket")
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * KIB)
+    return connection
+
+
+async def blocked(site: Site) -> Connection:
+    connection = await site.connection()
     async with asyncio.timeout(10):
         while connection.blocked is None:
             await asyncio.sleep(0)
+    return connection
 
 
-@pytest.mark.parametrize("size", [100, 10 * KIB, 3000 * KIB])
+@pytest.mark.parametrize("size", [100, 10 * KIB, 1000 * KIB])
 async def test_what_waits_for_a_slow_reader_is_bounded(serve: Start, size: int) -> None:
     app = Flood(size)
     site = await serve(app)
-    async with await site.caller(receive_buffer=8 * KIB) as caller:
+    async with await site.caller(receive_buffer=64 * KIB) as caller:
+        await narrow(site)
         await caller.send(GET)
-        await blocked(site)
-        connection = await site.connection()
+        connection = await blocked(site)
         assert connection._transport.get_write_buffer_size() <= 256 * KIB
         sent = app.sent
         await rounds(20)
@@ -61,17 +70,17 @@ async def test_what_waits_for_a_slow_reader_is_bounded(serve: Start, size: int) 
 
 
 async def test_a_large_answer_arrives_whole_and_is_not_held_twice(serve: Start) -> None:
-    body = bytes(range(256)) * 4 * KIB * 8
+    body = bytes(range(256)) * 4 * KIB
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await reply(send, body)
 
     site = await serve(app)
-    async with await site.caller(receive_buffer=8 * KIB) as caller:
+    async with await site.caller(receive_buffer=64 * KIB) as caller:
+        await narrow(site)
         for _ in range(2):
             await caller.send(GET)
-            await blocked(site)
-            connection = await site.connection()
+            connection = await blocked(site)
             assert connection._transport.get_write_buffer_size() <= 256 * KIB
             assert (await caller.response()).body == body
 
@@ -79,7 +88,8 @@ async def test_a_large_answer_arrives_whole_and_is_not_held_twice(serve: Start) 
 async def test_a_caller_who_takes_nothing_is_cut_off(serve: Start) -> None:
     app = Flood(10 * KIB)
     site = await serve(app, stall_seconds=0.05)
-    async with await site.caller(receive_buffer=8 * KIB) as caller:
+    async with await site.caller(receive_buffer=64 * KIB) as caller:
+        await narrow(site)
         await caller.send(GET)
         await site.quiet()
         assert isinstance(app.ended, ClientDisconnected)
@@ -87,31 +97,33 @@ async def test_a_caller_who_takes_nothing_is_cut_off(serve: Start) -> None:
 
 async def test_a_caller_who_takes_nothing_of_the_last_bytes_is_cut_off_too(serve: Start) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        connection = await site.connection()
-        own = connection._transport.get_extra_info("socket")
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * KIB)
-        await reply(send, b"x" * 150 * KIB, 200, (b"connection", b"close"))
+        await reply(send, b"x" * 180 * KIB, 200, (b"connection", b"close"))
 
     site = await serve(app, stall_seconds=0.05)
-    async with await site.caller(receive_buffer=8 * KIB) as caller:
+    async with await site.caller(receive_buffer=2 * KIB) as caller:
+        own = (await site.connection())._transport.get_extra_info("socket")
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * KIB)
         await caller.send(GET)
         await site.quiet()
 
 
 async def test_a_caller_who_takes_a_little_is_borne_with(serve: Start) -> None:
     app = Flood(10 * KIB)
-    site = await serve(app, stall_seconds=0.1)
-    async with await site.caller(receive_buffer=8 * KIB) as caller:
+    site = await serve(app)
+    async with await site.caller(receive_buffer=64 * KIB) as caller:
+        await narrow(site)
         await caller.send(GET)
-        await blocked(site)
-        connection = await site.connection()
-        for _ in range(3):
-            unsent = connection._transport.get_write_buffer_size()
-            while connection._transport.get_write_buffer_size() >= unsent:
-                await caller.read_exactly(KIB)
-                await asyncio.sleep(0)
-            connection._ring()
-            assert not connection._transport.is_closing()
+        connection = await blocked(site)
+        unsent = connection._unsent
+        while connection._transport.get_write_buffer_size() == unsent:
+            await caller.read_exactly(4 * KIB)
+            await asyncio.sleep(0)
+        connection._write_by = 0.0  # the time is over
+        connection._ring()
+        assert not connection._transport.is_closing()
+        connection._write_by = 0.0  # once more, and nothing was taken in between
+        connection._ring()
+        assert connection._transport.is_closing()
 
 
 async def test_a_message_cut_off_in_the_middle_is_not_followed_by_another(serve: Start) -> None:
@@ -120,7 +132,7 @@ async def test_a_message_cut_off_in_the_middle_is_not_followed_by_another(serve:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         try:
-            await send({"type": "http.response.body", "body": b"x" * 9_000_000, "more_body": True})
+            await send({"type": "http.response.body", "body": b"x" * 2_000_000, "more_body": True})
         except asyncio.CancelledError:
             connection = await site.connection()
             connection.resume_writing()
@@ -130,7 +142,8 @@ async def test_a_message_cut_off_in_the_middle_is_not_followed_by_another(serve:
                 ended.append(error)
 
     site = await serve(app)
-    async with await site.caller(receive_buffer=8 * KIB) as caller:
+    async with await site.caller(receive_buffer=64 * KIB) as caller:
+        await narrow(site)
         await caller.send(GET)
         await blocked(site)
         (task,) = site.state.tasks

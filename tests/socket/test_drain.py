@@ -85,9 +85,7 @@ async def test_it_speaks_under_tls(serve: Start, authority: trustme.CA) -> None:
     authority.configure_trust(theirs)
     site = await serve(echo, tls=ours, body_bytes=10)
     for request, status in ((GET, b"200"), (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n", b"413")):
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", site.port, ssl=theirs, server_hostname="localhost"
-        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.port, ssl=theirs, server_hostname="localhost")
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.split(b" ")[1] == status

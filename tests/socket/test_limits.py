@@ -31,7 +31,9 @@ async def test_a_head_that_is_too_much_is_refused(
     site = await serve(echo)
     async with await site.caller() as caller:
         # What shares a read with an earlier request is weighed when it is complete, or with the next read.
-        await caller.send(*([behind + request_bytes] if request_bytes.endswith(b"\r\n\r\n") else [behind, request_bytes]))
+        await caller.send(
+            *([behind + request_bytes] if request_bytes.endswith(b"\r\n\r\n") else [behind, request_bytes])
+        )
         for _ in range(behind.count(b"HTTP")):
             assert (await caller.response()).status == 200
         response = await caller.response()
@@ -90,7 +92,7 @@ async def test_an_answer_that_does_not_wait_for_the_body_reaches_the_caller(serv
 async def test_lingering_has_an_end_in_bytes(serve: Start) -> None:
     site = await serve(deaf, linger_bytes=100_000)
     async with await site.caller() as caller:
-        with pytest.raises(OSError, match="reset|Broken pipe"):
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):
             await caller.send(*[POST % 9_000_000, *[b"x" * 100_000] * 90])
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from gateway.errors import CallerError
 from tests.socket.apps import Held, Receive, Scope, Send, echo, read, reply
 from tests.socket.conftest import Start
 
@@ -137,7 +138,7 @@ async def test_an_application_may_render_a_body_fault_itself(serve: Start) -> No
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await read(receive)
-        except Exception as error:
+        except CallerError as error:
             await reply(send, type(error).__name__.encode(), 418)
 
     site = await serve(app)

@@ -274,7 +274,7 @@ class Connection(asyncio.BufferedProtocol):
             if size > settings.max_header_bytes:
                 raise ResponseHeadTooLarge("the response's head is too large")
 
-    # How an stream, or the connection, ends.
+    # How an exchange, or the connection, ends.
 
     def _finish(self, stream: BodyStream) -> None:
         self.alarm.clear()

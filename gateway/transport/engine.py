@@ -32,7 +32,7 @@ class Engine(httpx.AsyncBaseTransport):
 
     Of a request's extensions it reads `timeout` (seconds: connect, pool, write, first_byte, idle; read stands for the
     last two) and `deadline` (a moment of the loop's clock for all of it). A response's extensions hold `http_version`,
-    `reused`, `stale_retries`, and `sent_at` and `first_byte_at` in the loop's time.
+    `reused`, `stale_retries`, and, in the loop's time, `sent_at` and `first_byte_at` (when the head was complete).
     """
 
     def __init__(self, settings: TransportSettings | None = None) -> None:

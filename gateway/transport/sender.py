@@ -101,6 +101,8 @@ class Sender:
             self.advance()
 
     async def _put(self, data: bytes) -> None:
+        if self._transport.is_closing():
+            raise httpx.WriteError("the connection broke")
         self._transport.write(data)
         if self._blocked:
             if self._stream is not None and self._stream.carrier is not None:

@@ -82,7 +82,7 @@ class Turn:
     _framing: Framing = "none"
     _remaining = 0
     _last = False
-    _flowing = False  # in the middle of a chunked body: nothing but another chunk is likely to come
+    _flowing = False  # in the middle of a chunked body: another chunk may follow without further thought
     _torn = False
 
     def __init__(self, port: Port, scope: dict[str, Any], *, persistent: bool, expecting: bool) -> None:
@@ -120,6 +120,7 @@ class Turn:
         if self.gone or self.finished:
             return
         self.gone = True
+        self._flowing = False
         self._wake()
         callbacks, self._left = self._left, ()
         for callback in callbacks:
@@ -168,15 +169,17 @@ class Turn:
 
     async def send(self, message: Message) -> None:
         """ASGI's send: waits while the caller is slow. Raises ClientDisconnected, RuntimeError and ValueError."""
+        port = self._port
+        if self._flowing and port.blocked is None and message.get("more_body", False):
+            body = message.get("body", b"")
+            if 0 < len(body) < port.slice_bytes and message["type"] == "http.response.body":
+                port.write(_chunk(body))
+                return
         if self.gone:
             raise ClientDisconnected("The caller has gone.")
-        port = self._port
         if port.blocked is not None:
             await self._unblocked()
-        if self._flowing and message.get("more_body", False) and message["type"] == "http.response.body":
-            payload = _chunk(message.get("body", b""))
-        else:
-            payload = self._render(message)
+        payload = self._render(message)
         if len(payload) > port.slice_bytes:
             await self._pour(payload)
         elif payload:
@@ -213,7 +216,7 @@ class Turn:
         framing = self._framing
         if framing == "chunked":
             self._flowing = True
-            return b"".join((prefix, _chunk(body), b"0\r\n\r\n" if last else b""))
+            return b"".join((prefix, _chunk(body) if body else b"", b"0\r\n\r\n" if last else b""))
         if framing == "none":
             return prefix
         if framing == "length":
@@ -254,6 +257,7 @@ class Turn:
 
     def _finish(self) -> None:
         self.finished = True
+        self._flowing = False
         self._left = ()
         if self._event is not None:
             self._event.set()
@@ -300,8 +304,6 @@ class Turn:
 
 def _chunk(body: bytes) -> bytes:
     size = len(body)
-    if not size:
-        return b""
     head = _CHUNK_HEADS[size] if size < len(_CHUNK_HEADS) else b"%x\r\n" % size
     return b"".join((head, body, b"\r\n"))
 

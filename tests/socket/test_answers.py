@@ -239,13 +239,14 @@ async def test_messages_out_of_turn_are_refused(serve: Start, messages: list[dic
         assert (await ask(caller)).status == 500
 
 
-async def test_nothing_is_sent_after_the_end(serve: Start) -> None:
+@pytest.mark.parametrize("bodies", [[b"done"], [b"do", b"ne"]], ids=["plain", "chunked"])
+async def test_nothing_is_sent_after_the_end(serve: Start, bodies: list[bytes]) -> None:
     errors: list[Exception] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await reply(send, b"done")
+        await answering(*bodies)(scope, receive, send)
         try:
-            await send({"type": "http.response.body", "body": b"x"})
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
         except RuntimeError as error:
             errors.append(error)
 

@@ -177,6 +177,19 @@ def _learn_name(name: bytes, lowered: bytes) -> bytes:
     return prefix
 
 
+class Preamble:
+    """The header lines that every answer has: uvicorn renews the list once a second, and it is rendered once."""
+
+    def __init__(self) -> None:
+        self.fields: Fields | None = None
+        self.lines = b""
+
+    def renew(self, fields: Fields) -> None:
+        """Render `fields`, without `server`."""
+        self.fields = fields
+        self.lines = b"".join(b"%b: %b\r\n" % field for field in fields if field[0] != b"server")
+
+
 def write_refusal(error: GatewayError, request_id: str, preamble: bytes, *, bodiless: bool = False) -> bytes:
     """Render `error` as a whole answer after which the connection closes."""
     body = error.body()

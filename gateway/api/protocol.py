@@ -17,7 +17,7 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
 from gateway.alarm import Alarm
-from gateway.api.heads import body_too_large, write_refusal
+from gateway.api.heads import Preamble, body_too_large, write_refusal
 from gateway.api.limits import Limits
 from gateway.api.reader import Enough, Reader
 from gateway.api.turn import ClientDisconnected, Turn
@@ -50,19 +50,6 @@ class Hooks:
 
     def __init__(self, on_refused: OnRefused | None = None) -> None:
         self.on_refused = on_refused
-
-
-class Preamble:
-    """The header lines that every answer has: uvicorn renews the list once a second, and it is rendered once."""
-
-    def __init__(self) -> None:
-        self.fields: list[tuple[bytes, bytes]] | None = None
-        self.lines = b""
-
-    def renew(self, fields: list[tuple[bytes, bytes]]) -> None:
-        """Render `fields`, without `server`."""
-        self.fields = fields
-        self.lines = b"".join(b"%b: %b\r\n" % field for field in fields if field[0] != b"server")
 
 
 class Connection(asyncio.Protocol):

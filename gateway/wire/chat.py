@@ -5,68 +5,69 @@ the original bytes go on (a 30-digit integer, key order and escapes survive). St
 ways, because a policy that sees one value while the upstream sees another is no policy. Must not know HTTP or upstreams.
 """
 
-import json
 import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 import orjson
 
 from gateway.call import Call, Kind, Usage
 from gateway.errors import CallerError
+from gateway.wire.members import SPACE, elements, members, value_end
+from gateway.wire.sse import Framer
 
 MAX_DEPTH = 64
 READ_KEYS = ("model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "user")
 
-_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
-_SPACE = rb"[ \t\r\n]*"
-_TOKEN = re.compile(_STRING + rb"|[][{}:,]", re.DOTALL)
-# A name that is read, at any depth; or the start of a string that could be such a name in disguise ("mod\u0065l").
-_READ_NAME = re.compile(rb'"(?:(' + "|".join(READ_KEYS).encode() + rb')"' + _SPACE + rb":|[a-z_]*\\u00[567])")
-_VALUE = re.compile(_SPACE + b"(" + _STRING + b")", re.DOTALL)
+_QUOTED = [(key, b'"%s"' % key.encode()) for key in READ_KEYS]
+# A letter of a name in disguise, as in "mod\u0065l".
+_DISGUISED = re.compile(rb"\\u00[567]")
+_COLON = re.compile(SPACE + b":" + SPACE)
+_SMALL = 4096  # bytes of a body up to which it is faster to count in it than to look at its structure
+_LONG = 16  # values beyond which it is faster to take their types together
 _PROMPT = {"chat": "messages", "completions": "prompt", "embeddings": "input"}
 
 
 def read_call(kind: Kind, body: bytes) -> Call:
     """The Call that `body` asks for. Raises CallerError (400) with what is wrong and where, never with the input."""
-    members = _parse(body)
-    _refuse_depth(members)
-    at = _locate(body)
-    model = members.get("model")
+    read = _parse(body)
+    _refuse_depth(body, read)
+    at = _locate(body, read)
+    model = read.get("model")
     if not isinstance(model, str) or not model:
         raise CallerError(
             "You must provide a model parameter, a non-empty string.", code="missing_model", param="model"
         )
     streams = kind in ("chat", "completions")
-    options = _optional(members, "stream_options", dict, "an object") if streams else None
+    options = _optional(read, "stream_options", dict, "an object") if streams else None
     return Call(
         kind=kind,
         model=model,
         body=body,
         model_at=at["model"],
-        stream=bool(streams and _optional(members, "stream", bool, "a boolean")),
+        stream=bool(streams and _optional(read, "stream", bool, "a boolean")),
         wants_usage=bool(options and options.get("include_usage")),
         options_at=at.get("stream_options"),
-        prompt_chars=_characters(members.get(_PROMPT.get(kind, ""))),
+        prompt_chars=_characters(read.get(_PROMPT.get(kind, ""))),
     )
 
 
 def _parse(body: bytes) -> dict[str, Any]:
     try:
-        members = orjson.loads(body)
+        read = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         if error.msg.startswith("depth limit"):
             raise _too_deep() from None
         where = f"line {error.lineno}, column {error.colno}"
         raise CallerError(f"The body is not valid JSON ({where}).", code="invalid_json") from None
-    if not isinstance(members, dict):
+    if not isinstance(read, dict):
         raise CallerError("The body must be a JSON object.", code="invalid_json")
-    return members
+    return read
 
 
-def _optional(members: dict[str, Any], key: str, type_: type, words: str) -> Any:
-    value = members.get(key)
+def _optional(read: dict[str, Any], key: str, type_: type, words: str) -> Any:
+    value = read.get(key)
     if value is not None and not isinstance(value, type_):
         raise CallerError(f"{key} must be {words}.", code="invalid_type", param=key)
     return value
@@ -76,13 +77,15 @@ def _too_deep() -> CallerError:
     return CallerError(f"The body is nested more than {MAX_DEPTH} levels deep.", code="json_too_deep")
 
 
-def _refuse_depth(members: dict[str, Any]) -> None:
-    level: list[Any] = [members]
+def _refuse_depth(body: bytes, read: dict[str, Any]) -> None:
+    if len(body) <= _SMALL and body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
+        return
+    level: list[Any] = [read]
     for _ in range(MAX_DEPTH):
         level = [
             value
             for container in level
-            for value in (container.values() if type(container) is dict else container)
+            for value in (container.values() if type(container) is dict else _perhaps_nested(container))
             if type(value) is dict or type(value) is list
         ]
         if not level:
@@ -90,68 +93,39 @@ def _refuse_depth(members: dict[str, Any]) -> None:
     raise _too_deep()
 
 
-def _locate(body: bytes) -> dict[str, tuple[int, int]]:
-    """Where the values of the names that are read stand in `body`, a valid JSON object.
+def _perhaps_nested(values: list[Any]) -> list[Any]:
+    """The values of a list; none of one without containers, such as a long list of tokens."""
+    return [] if len(values) > _LONG and {dict, list}.isdisjoint(map(type, values)) else values
+
+
+def _locate(body: bytes, read: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Where the values of model and stream_options stand in `body`, the object that `read` was read from.
 
     Parsers differ in which of two equal names they keep, and what is read here must be what the upstream reads: so a
-    second one at the top level is refused. Where a name stands once in the whole body, that one is the top level's.
+    second one at the top level is refused. A name that is there, and stands in quotes once in the whole body, can only
+    be that one at the top level.
     """
-    found: dict[str, tuple[int, int]] = {}
-    for match in _READ_NAME.finditer(body):
-        key = match[1]
-        if key is None or key.decode() in found:
-            return _locate_exactly(body)
-        found[key.decode()] = (match.end(), -1)
-    if "model" in found and (value := _VALUE.match(body, found["model"][0])) is not None:
-        found["model"] = value.span(1)
-        if "stream_options" not in found:
-            return found
-    return _locate_exactly(body)
+    if len(body) > _SMALL or any(key in read and body.count(quoted) != 1 for key, quoted in _QUOTED):
+        return _locate_exactly(body)
+    if "model" not in read or "stream_options" in read or _DISGUISED.search(body) is not None:
+        return _locate_exactly(body)
+    colon = _COLON.match(body, body.index(b'"model"') + 7)
+    return _locate_exactly(body) if colon is None else {"model": (colon.end(), value_end(body, colon.end()))}
 
 
 def _locate_exactly(body: bytes) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
-    for member in _members(body):
-        if member.key in found:
-            raise CallerError(f"{member.key} is given more than once.", code="duplicate_key", param=member.key)
-        if member.key in READ_KEYS:
-            found[member.key] = (member.start, member.end)
+    for member in members(body):
+        name = member.name.decode()
+        if name in found:
+            raise CallerError(f"{name} is given more than once.", code="duplicate_key", param=name)
+        if name in READ_KEYS:
+            found[name] = (member.start, member.end)
     return found
-
-
-class _Member(NamedTuple):
-    key: str
-    start: int  # of the value
-    end: int
-
-
-def _members(body: bytes) -> Iterator[_Member]:
-    """The top-level members of a valid JSON object, with where each value stands."""
-    depth = 0
-    key: str | None = None
-    last: bytes = b""
-    start = 0
-    for token in _TOKEN.finditer(body):
-        text = token.group()
-        if depth == 1 and text == b":" and key is None:
-            key, start = orjson.loads(last), token.end()
-        elif depth == 1 and text in (b",", b"}"):
-            if key is not None:
-                yield _Member(key, *_trim(body, start, token.start()))
-            key = None
-        last = text
-        depth += (text in (b"{", b"[")) - (text in (b"}", b"]"))
-
-
-def _trim(body: bytes, start: int, end: int) -> tuple[int, int]:
-    value = body[start:end]
-    return start + len(value) - len(value.lstrip()), end - len(value) + len(value.rstrip())
 
 
 def _characters(prompt: Any) -> int:
     """Characters of text in a prompt: a string, strings, token lists, or messages with content or parts."""
-    if isinstance(prompt, str):
-        return len(prompt)
     total = 0
     stack = [prompt]
     while stack:
@@ -162,38 +136,50 @@ def _characters(prompt: Any) -> int:
             total += len(item)
         elif isinstance(item, dict):
             stack.append(item)
-        elif isinstance(item, list):
-            stack.extend(value for value in item if not isinstance(value, int))
+        elif isinstance(item, list) and item and type(item[0]) is not int:
+            stack += item
     return total
 
 
 def patched(call: Call, *, model: str | None = None, include_usage: bool = False) -> bytes:
     """The call's body with another model, or with `stream_options.include_usage` set, and nothing else touched."""
-    body = call.body
     edits: list[tuple[int, int, bytes]] = []
     if model is not None:
         edits.append((*call.model_at, orjson.dumps(model)))
     if include_usage:
         edits.append(_ask_for_usage(call))
-    for start, end, text in sorted(edits, reverse=True):
-        body = body[:start] + text + body[end:]
-    return body
+    if not edits:
+        return call.body
+    body = memoryview(call.body)
+    parts: list[bytes | memoryview] = []
+    at = 0
+    for start, end, text in sorted(edits):
+        parts += (body[at:start], text)
+        at = end
+    return b"".join([*parts, body[at:]])
 
 
 def _ask_for_usage(call: Call) -> tuple[int, int, bytes]:
+    body = call.body
     if call.options_at is None:
-        at = call.body.index(b"{") + 1
+        at = body.index(b"{") + 1
         return at, at, b'"stream_options":{"include_usage":true},'
     start, end = call.options_at
-    options = json.loads(call.body[start:end]) or {}
-    return start, end, json.dumps(options | {"include_usage": True}).encode()
+    options = body[start:end]
+    kept = [options[member.at : member.end] for member in members(options) if member.name != b"include_usage"]
+    return start, end, _object([*kept, b'"include_usage":true'])
+
+
+def _object(written: list[bytes]) -> bytes:
+    return b"{" + b",".join(written) + b"}"
 
 
 # What comes back.
 
 _ABSENT = msgspec.Raw(b"")
 _NOTHING = (b"", b"null")
-_NULL_VALUE = re.compile(_SPACE + b":" + _SPACE + b"null" + _SPACE)
+_FALSE = (*_NOTHING, b"{}", b'""', b"false", b"0", b"[]")
+_NULL_VALUE = re.compile(SPACE + b":" + SPACE + b"null" + SPACE)
 
 
 class Chunk(msgspec.Struct, gc=False):
@@ -205,8 +191,8 @@ class Chunk(msgspec.Struct, gc=False):
 
     @property
     def failed(self) -> bool:
-        """It tells of an error."""
-        return bytes(self.error) not in _NOTHING
+        """It tells of an error, and an SDK would raise."""
+        return self.error is not _ABSENT and bytes(self.error) not in _FALSE
 
     @property
     def has_usage(self) -> bool:
@@ -216,46 +202,55 @@ class Chunk(msgspec.Struct, gc=False):
     @property
     def empty(self) -> bool:
         """It carries no choice, as the extra event does that only reports usage."""
-        return bytes(self.choices).strip() in (b"", b"null", b"[]")
+        return bytes(self.choices) in _NOTHING or bytes(self.choices)[1:-1].strip() == b""
 
 
-read_chunk = msgspec.json.Decoder(Chunk).decode
-"""bytes -> Chunk; raises msgspec.DecodeError (and its ValidationError) on anything but a JSON object."""
+_decode_chunk = msgspec.json.Decoder(Chunk).decode
+
+
+def read_chunk(data: bytes) -> Chunk:
+    """Raises msgspec.DecodeError (and its ValidationError) on anything but a JSON object.
+
+    Strings that nobody here reads are passed over, and need not be UTF-8: see docs/adr/0003.
+    """
+    try:
+        return _decode_chunk(data)
+    except RecursionError:
+        raise msgspec.DecodeError("nested too deeply") from None
 
 
 def read_usage(raw: bytes | msgspec.Raw) -> Usage | None:
-    """Token counts in OpenAI's names; what is missing or is no sane count is 0. None where there is no object."""
+    """Token counts in OpenAI's names. None where there are none, or none to believe; a missing part is 0."""
     try:
         counts = orjson.loads(bytes(raw))
     except orjson.JSONDecodeError:
         return None
     if not isinstance(counts, dict):
         return None
-    return Usage(
-        input=_count(counts, "prompt_tokens"),
-        output=_count(counts, "completion_tokens"),
-        cached=_count(counts.get("prompt_tokens_details"), "cached_tokens"),
-        reasoning=_count(counts.get("completion_tokens_details"), "reasoning_tokens"),
-    )
+    tokens = {key: counts[key] for key in ("prompt_tokens", "completion_tokens") if counts.get(key) is not None}
+    if not tokens or not all(_sane(count) for count in tokens.values()):
+        return None
+    usage = Usage(input=tokens.get("prompt_tokens", 0), output=tokens.get("completion_tokens", 0))
+    usage.cached = _part(counts.get("prompt_tokens_details"), "cached_tokens", usage.input)
+    usage.reasoning = _part(counts.get("completion_tokens_details"), "reasoning_tokens", usage.output)
+    return usage
 
 
-def _count(counts: object, key: str) -> int:
-    value = counts.get(key) if isinstance(counts, dict) else None
-    sane = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1_000_000_000
-    return value if sane and isinstance(value, int) else 0
+def _sane(count: object) -> bool:
+    return type(count) is int and 0 <= count < 1_000_000_000
+
+
+def _part(details: object, key: str, whole: int) -> int:
+    count = details.get(key) if isinstance(details, dict) else None
+    return min(count, whole) if isinstance(count, int) and _sane(count) else 0
 
 
 def has_content(choices: bytes | msgspec.Raw) -> bool:
     """Whether a chunk's choices carry anything that was generated: not a role alone, not a finish alone."""
-    try:
-        return any(_generated(choice) for choice in orjson.loads(bytes(choices)) or ())
-    except (orjson.JSONDecodeError, TypeError):
-        return False
+    return any(_generated(choice) for choice in _choices(bytes(choices)))
 
 
-def _generated(choice: object) -> bool:
-    if not isinstance(choice, dict):
-        return False
+def _generated(choice: dict[str, Any]) -> bool:
     delta = choice.get("delta")
     carried = [value for key, value in delta.items() if key != "role"] if isinstance(delta, dict) else []
     return any(carried) or bool(choice.get("text"))
@@ -264,49 +259,94 @@ def _generated(choice: object) -> bool:
 def has_finish(data: bytes) -> bool:
     """Whether an event says why a choice ended."""
     try:
-        choices = orjson.loads(data).get("choices")
-        return any(choice.get("finish_reason") for choice in choices or ())
-    except (orjson.JSONDecodeError, AttributeError, TypeError):
+        chunk = read_chunk(data)
+    except msgspec.DecodeError:
         return False
+    return any(choice.get("finish_reason") for choice in _choices(bytes(chunk.choices)))
+
+
+def _choices(raw: bytes) -> Iterator[dict[str, Any]]:
+    try:
+        choices = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return
+    if isinstance(choices, list):
+        yield from (choice for choice in choices if isinstance(choice, dict))
 
 
 def without_null_usage(event: bytes) -> bytes:
     """An event without the top-level `"usage":null` that the upstream sent because the gateway asked for usage.
 
-    Call it for an event whose top-level usage is null. Where that name stands more than once the event is re-encoded.
+    Call it for an event whose top-level usage is null. One that is not written as nearly all are (one line, one
+    `"usage"`) is put together anew from its members, and what it had beside its data is lost.
     """
     start = event.find(b'"usage"')
     value = _NULL_VALUE.match(event, start + 7)
-    if value is None or event.find(b'"usage"', start + 7) != -1:
-        members = [member for member in _members_of_event(event) if member[0] != "usage"]
-        return b"data: {" + b",".join(orjson.dumps(key) + b":" + value for key, value in members) + b"}\n\n"
+    if value is None or event.find(b'"usage"', start + 7) != -1 or event.find(b"\n") != len(event) - 2:
+        return _without_usage(event)
+    if event.find(b"\r") >= 0 or event.find(b"\\u00") >= 0:
+        return _without_usage(event)
     before, after = event[:start].rstrip(), event[value.end() :]
     if before.endswith(b","):
         return before[:-1] + after
     return before + after.removeprefix(b",").lstrip()
 
 
-def _members_of_event(event: bytes) -> list[tuple[str, bytes]]:
-    data = event[event.index(b"{") : event.rindex(b"}") + 1]
-    return [(member.key, data[member.start : member.end]) for member in _members(data)]
+def _without_usage(event: bytes) -> bytes:
+    (_, data), *_ = Framer(limit=len(event)).feed(event)
+    data = data or b""
+    return _event(_object([data[member.at : member.end] for member in members(data) if member.name != b"usage"]))
+
+
+def _event(data: bytes) -> bytes:
+    """`data` as an event, in one line: JSON has line ends only where it may as well have spaces."""
+    return b"data: " + data.replace(b"\r", b" ").replace(b"\n", b" ") + b"\n\n"
 
 
 def as_stream(body: bytes, *, with_usage: bool) -> list[bytes]:
-    """A plain reply as the events of a stream, for an upstream that was asked for one and sent the other."""
-    reply = orjson.loads(body)
-    usage = reply.pop("usage", None)
-    for choice in reply.get("choices") or ():
-        if isinstance(choice, dict) and isinstance(message := choice.pop("message", None), dict):
-            choice["delta"] = _numbered(message)
-    if reply.get("object") == "chat.completion":
-        reply["object"] = "chat.completion.chunk"
-    events = [reply, {**reply, "choices": [], "usage": usage}] if with_usage and usage else [reply]
-    return [b"data: " + orjson.dumps(event) + b"\n\n" for event in events] + [b"data: [DONE]\n\n"]
+    """A plain reply as the events of a stream, for an upstream that was asked for one and sent the other.
+
+    `body`: what read_chunk has accepted. All but the names that streams have others for goes on as it was written.
+    """
+    reply = _values(body)
+    usage = reply.pop(b'"usage"', b"null")
+    if reply.get(b'"object"') == b'"chat.completion"':
+        reply[b'"object"'] = b'"chat.completion.chunk"'
+    reply[b'"choices"'] = _mapped(reply.get(b'"choices"', b"[]"), _with_delta)
+    events = [reply]
+    if with_usage and usage not in _NOTHING:
+        events.append(reply | {b'"choices"': b"[]", b'"usage"': usage})
+    return [*(_event(_object(_written(event))) for event in events), b"data: [DONE]\n\n"]
 
 
-def _numbered(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as a delta, in which every tool call has its index."""
-    calls = message.get("tool_calls")
-    if isinstance(calls, list):
-        message["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls) if isinstance(call, dict)]
-    return message
+def _with_delta(_index: int, choice: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    if (message := choice.pop(b'"message"', b"")).startswith(b"{"):
+        delta = _values(message)
+        if b'"tool_calls"' in delta:
+            delta[b'"tool_calls"'] = _mapped(delta[b'"tool_calls"'], _with_index)
+        choice[b'"delta"'] = _object(_written(delta))
+    return choice
+
+
+def _with_index(index: int, tool_call: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    return {b'"index"': b"%d" % index} | tool_call
+
+
+def _values(text: bytes) -> dict[bytes, bytes]:
+    """An object's values by their names, both as they are written."""
+    return {text[at:start].rstrip(b": \t\r\n"): text[start:end] for _, at, start, end in members(text)}
+
+
+def _written(values: dict[bytes, bytes]) -> list[bytes]:
+    return [name + b":" + value for name, value in values.items()]
+
+
+def _mapped(array: bytes, change: Callable[[int, dict[bytes, bytes]], dict[bytes, bytes]]) -> bytes:
+    """An array with `change` made to every object in it, by its index; anything but an array is left alone."""
+    if not array.startswith(b"["):
+        return array
+    changed = [
+        _object(_written(change(index, _values(element)))) if element.startswith(b"{") else element
+        for index, element in enumerate(elements(array))
+    ]
+    return b"[" + b",".join(changed) + b"]"

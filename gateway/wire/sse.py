@@ -23,53 +23,71 @@ class EventTooLarge(Exception):
 class Framer:
     """Feed it reads, get whole events. `limit`: bytes that one event may have."""
 
-    __slots__ = ("_buffer", "_limit", "_scanned", "_started")
+    __slots__ = ("_buffer", "_has_cr", "_limit", "_scanned", "_started", "_too_large")
 
     def __init__(self, limit: int = 1 << 20) -> None:
         self._limit = limit
-        self._buffer = bytearray()
+        self._buffer = bytearray()  # of an event whose end has not come
         self._scanned = 0
         self._started = False
+        self._has_cr = False
+        self._too_large = False
 
     def feed(self, data: bytes) -> list[Event]:
-        """The events that `data` completes, in order. Raises EventTooLarge."""
+        """The events that `data` completes, in order. Raises EventTooLarge, once what came before it is delivered."""
         # One whole event in one read is how nearly every token arrives.
-        if self._buffer or data[:6] != b"data: " or data[-2:] != b"\n\n" or data.find(b"\n") != len(data) - 2:
+        if self._buffer or data[:6] != b"data: " or data.find(b"\n") != len(data) - 2 or data[-1:] != b"\n":
             return self._split(data)
-        if b"\r" in data or len(data) > self._limit:
+        if self._has_cr or data.find(b"\r") >= 0 or len(data) > self._limit:
             return self._split(data)
         self._started = True
         return [(data, data[6:-2])]
 
-    @property
-    def rest(self) -> bytes:
-        """What has come of an event whose end has not."""
-        return bytes(self._buffer)
-
     def _split(self, data: bytes) -> list[Event]:
-        events: list[Event] = []
         buffer = self._buffer
-        buffer += data
+        text: bytes | bytearray = data
+        if buffer:
+            buffer += data
+            text = buffer
+        events: list[Event] = []
         start = 0
-        search = max(0, self._scanned - 3)
-        while (end := _BLANK_LINE.search(buffer, search)) is not None:
-            self._check(end.end() - start)
-            events.append(self._event(bytes(buffer[start : end.end()])))
-            start = search = end.end()
-        del buffer[:start]
-        self._check(len(buffer))
+        for end in self._ends(text, data.find(b"\r") >= 0):
+            if end - start > self._limit:
+                self._too_large = True
+                break
+            events.append(self._event(bytes(text[start:end])))
+            start = end
+        if text is data:
+            buffer += data[start:]
+        elif start:
+            del buffer[:start]
         self._scanned = len(buffer)
+        if self._too_large or self._scanned > self._limit:
+            self._too_large = True
+            if not events:
+                raise EventTooLarge
         return events
 
-    def _check(self, size: int) -> None:
-        if size > self._limit:
-            raise EventTooLarge
+    def _ends(self, text: bytes | bytearray, has_cr: bool) -> list[int]:
+        """Where the events end that end in what has not been looked at."""
+        if has_cr:
+            self._has_cr = True
+        search = self._scanned - 3 if self._scanned > 3 else 0
+        if self._has_cr:
+            return [blank_line.end() for blank_line in _BLANK_LINE.finditer(text, search)]
+        ends: list[int] = []
+        while (found := text.find(b"\n\n", search)) >= 0:
+            search = found + 2
+            ends.append(search)
+        return ends
 
     def _event(self, raw: bytes) -> Event:
         text = raw
         if not self._started:
             self._started = True
             text = raw.removeprefix(_BOM)
+        if text[:6] == b"data: " and text.find(b"\n") == len(text) - 2 and not self._has_cr:
+            return raw, text[6:-2]
         parts = [part for line in _LINE_END.split(text) if (part := _data(line)) is not None]
         return raw, b"\n".join(parts) if parts else None
 

@@ -48,6 +48,7 @@ MEASURES = (
     Measure("silent", "silent", "memory of an open silent stream, of 1,000", "KB", AtMost(20.0)),
     Measure("idle", "start", "resident memory, idle after the start", "MB", AtMost(80.0)),
     Measure("start", "start", "from exec to the first answer", "ms", AtMost(1000.0)),
+    Measure("start_cpu", "start", "(CPU time of that)", "ms"),
 )
 GROUPS = tuple(dict.fromkeys(measure.group for measure in MEASURES))
 
@@ -118,8 +119,9 @@ class Round:
 
     def _footprint(self, contender: Contender, *, silent: bool) -> None:
         with self._stage.contender(contender) as running:
-            time.sleep(0.5)
             self._note("start", running, running.start_seconds * 1e3)
+            self._note("start_cpu", running, running.start_cpu_seconds * 1e3)
+            time.sleep(0.5)
             self._note("idle", running, running.child.resident_kb() / 1024)
             if silent:
                 count = self._plan.silent // (10 if running.slow else 1)
@@ -166,7 +168,7 @@ class Round:
 
         def job(running: Running) -> Job:
             at_once = streams // (8 if running.slow else 1)
-            return Job("streams", running.port, at_once, at_once, chunks=chunks, interval=interval, warmup=at_once * 4)
+            return Job("streams", running.port, at_once, chunks=chunks, interval=interval, warmup=at_once * 4)
 
         for running, spent in self._in_turn(job, slices):
             self._note("stream", running, *(one.cpu_seconds / one.result["chunks"] * 1e6 for one in spent))

@@ -106,7 +106,9 @@ def _judge(measure: Measure, samples: Samples) -> list[str]:
     if isinstance(measure.goal, AtMost):
         spread = Spread.of(samples[measure.key][OURS])
         limit = measure.goal.limit
-        return [f"at most {limit:g} {measure.unit}", str(spread), _verdict(spread.median, limit)]
+        envoy = Spread.of(samples[measure.key].get(YARDSTICK, [0.0])).median
+        shared = f"; so did Envoy, with {_figure(envoy)}" if spread.median > limit and envoy > limit else ""
+        return [f"at most {limit:g} {measure.unit}", str(spread), _verdict(spread.median, limit) + shared]
     assert isinstance(measure.goal, TimesEnvoy)
     ratio = ratios(samples, measure.key, OURS)
     goal = f"at most {measure.goal.factor:g}x Envoy"

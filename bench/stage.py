@@ -28,6 +28,7 @@ class Running:
     child: Child
     port: int
     start_seconds: float
+    start_cpu_seconds: float
     slow: bool
 
 
@@ -64,7 +65,8 @@ class Stage:
                 if child.popen.poll() is not None or time.monotonic() - began > _START_LIMIT:
                     self._give_up(contender.name)
                 time.sleep(0.002)
-            yield Running(contender.name, child, launch.port, time.monotonic() - began, contender.slow)
+            took = time.monotonic() - began
+            yield Running(contender.name, child, launch.port, took, child.cpu_seconds(), contender.slow)
         finally:
             child.end()
 
@@ -77,7 +79,9 @@ class Stage:
             _ask(child, "warm") or self._give_up("load", on)
             cpu, memory = on.child.cpu_seconds(), on.child.resident_kb()
             answer = _ask(child, "go") or self._give_up("load", on)
-            return Spent(on.child.cpu_seconds() - cpu, on.child.resident_kb() - memory, json.loads(answer))
+            spent = Spent(on.child.cpu_seconds() - cpu, on.child.resident_kb() - memory, json.loads(answer))
+            _ask(child, "end") or self._give_up("load", on)
+            return spent
 
         try:
             yield once
@@ -94,7 +98,8 @@ class Stage:
         said = [f"{name} failed" + (f" on {on.name}" if on else "")]
         for log in {name, on.name if on else name}:
             with contextlib.suppress(OSError):
-                said += [f"--- {log}", *self._log(log).read_text(errors="replace").splitlines()[-12:]]
+                lines = self._log(log).read_text(errors="replace").splitlines()[-12:]
+                said += [f"--- {log}", *(line[:300] for line in lines)]
         raise BenchError("\n".join(said))
 
 

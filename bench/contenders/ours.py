@@ -7,8 +7,8 @@ import yaml
 
 import gateway
 from bench.contender import Contender, Launch
-from bench.load import KEY
 from bench.process import free_port
+from bench.talk import KEY
 
 
 def launch(upstream_port: int, folder: Path) -> Launch:
@@ -17,7 +17,12 @@ def launch(upstream_port: int, folder: Path) -> Launch:
         "server": {"host": "127.0.0.1", "port": port, "admin_port": free_port()},
         "auth": {"keys": [{"name": "bench", "key": KEY, "models": ["*"]}]},
         "upstreams": {
-            "bench": {"kind": "openai", "url": f"http://127.0.0.1:{upstream_port}/v1", "api_key": "the-upstream-s-key"}
+            "bench": {
+                "kind": "openai",
+                "url": f"http://127.0.0.1:{upstream_port}/v1",
+                "api_key": "the-upstream-s-key",
+                "transport": {"max_connections": 4000},  # room for the silent streams; nobody else is limited either
+            }
         },
         "models": {
             name: {"targets": [{"upstream": "bench"}]} for name in ("bench-plain", "bench-stream", "bench-silent")

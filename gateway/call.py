@@ -59,10 +59,10 @@ class Exchange:
         "attempts",
         "committed_at",
         "content_at",
-        "content_events",
         "end_reason",
         "ended_at",
         "estimated",
+        "events",
         "interruption",
         "key_name",
         "kind",
@@ -109,7 +109,7 @@ class Exchange:
         self.upstream_seconds = 0.0  # spent waiting for upstreams, all attempts
         self.usage: Usage | None = None
         self.estimated = False  # usage is a guess of ours, because the upstream did not come to say
-        self.content_events = 0
+        self.events = 0
         self.status = 0  # of the answer's head; 499 where the caller left before it
         self.outcome = ""
         self.end_reason = ""

@@ -15,7 +15,8 @@ import httpx
 
 from gateway import errors
 
-Phase = Literal["head", "body", "stream"]
+Phase = Literal["head", "first_event", "body", "stream"]
+"""What was awaited: an answer's head; a stream's first event (with its head); a body; more of a stream."""
 
 
 class Outcome(StrEnum):
@@ -75,9 +76,15 @@ def _connect(exception: httpx.HTTPError, _phase: Phase) -> errors.GatewayError:
 
 
 def _read_timeout(_exception: httpx.HTTPError, phase: Phase) -> errors.GatewayError:
-    if phase == "head":
+    if phase in ("head", "first_event"):
         return errors.UpstreamTimeout("The upstream did not answer in time.", code="upstream_first_byte_timeout")
     return errors.UpstreamTimeout("The upstream fell silent.", code="upstream_idle_timeout")
+
+
+def _deadline(exception: httpx.HTTPError, phase: Phase) -> errors.GatewayError:
+    if phase == "first_event":
+        return _read_timeout(exception, phase)
+    return errors.UpstreamTimeout("The call took too long.")
 
 
 def _broken(_exception: httpx.HTTPError, phase: Phase) -> errors.GatewayError:
@@ -89,9 +96,10 @@ def _broken(_exception: httpx.HTTPError, phase: Phase) -> errors.GatewayError:
 
 
 def _protocol(exception: httpx.HTTPError, phase: Phase) -> errors.GatewayError:
-    if phase == "stream":
+    if phase in ("body", "stream"):
         return _broken(exception, phase)
-    return errors.UpstreamBroken("The upstream's answer is not valid HTTP.", code="upstream_protocol_error")
+    # httpx has one class for nonsense and for a connection that ends without a word
+    return errors.UpstreamBroken("The upstream sent no valid answer.")
 
 
 _Rule = Callable[[httpx.HTTPError, Phase], errors.GatewayError]
@@ -106,7 +114,7 @@ _EXCEPTIONS: tuple[tuple[type[httpx.HTTPError], _Rule], ...] = (
         lambda *_: errors.UpstreamTimeout("The upstream took the request too slowly.", code="upstream_write_timeout"),
     ),
     (httpx.ReadTimeout, _read_timeout),
-    (httpx.TimeoutException, lambda *_: errors.UpstreamTimeout("The call took too long.")),
+    (httpx.TimeoutException, _deadline),
     (httpx.ConnectError, _connect),
     (httpx.RemoteProtocolError, _protocol),
     (httpx.HTTPError, _broken),

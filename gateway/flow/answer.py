@@ -98,7 +98,18 @@ class Silence:
     a stream that is older than `stream` seconds: neither is helped by the comments that the upstream itself may send.
     """
 
-    __slots__ = ("_alarm", "_answer", "_exchange", "_idle", "_loop", "_ping", "_stream_ends", "event_at", "heard_at")
+    __slots__ = (
+        "_alarm",
+        "_answer",
+        "_events",
+        "_exchange",
+        "_idle",
+        "_loop",
+        "_ping",
+        "_stream_ends",
+        "event_at",
+        "heard_at",
+    )
 
     def __init__(self, answer: Answer, exchange: Exchange, *, ping: float, idle: float, stream: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -108,14 +119,18 @@ class Silence:
         self._ping = ping
         self._idle = idle
         self._stream_ends = now + stream
+        self._events = 0
         self.heard_at = now  # by the caller
         self.event_at: float | None = None  # by us; None until the first one, which the transport's deadline bounds
         self._alarm = Alarm(self._loop, self._ring)
         self._alarm.set(now + min(ping, idle, stream))
 
-    def event(self) -> None:
-        """An event has come and was sent on."""
-        self.heard_at = self.event_at = self._loop.time()
+    def heard(self) -> None:
+        """Something was sent on to the caller: an event, if the record has one more of them, or else a comment."""
+        self.heard_at = self._loop.time()
+        if self._exchange.events != self._events:
+            self._events = self._exchange.events
+            self.event_at = self.heard_at
 
     def close(self) -> None:
         """Stop watching."""

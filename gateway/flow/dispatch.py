@@ -103,7 +103,7 @@ class Stream:
                 "The upstream sent too large an event.", code="upstream_event_too_large"
             ) from None
         except httpx.HTTPError as exception:
-            raise of_exception(exception, "stream") from exception
+            raise of_exception(exception, self._attempt.phase) from exception
 
     def refusal(self, data: bytes) -> errors.GatewayError:
         """What an event means that tells of an error."""
@@ -137,6 +137,8 @@ class Dispatch:
         """The reply to `call` from one of the route's targets. Raises GatewayError."""
         target = route.choose(self._rng)
         attempt = Attempt(target.upstream, target.upstream.lease(self._rng))
+        if call.stream and target.upstream.timeouts.first_token < target.upstream.timeouts.total:
+            attempt.phase = "first_event"
         exchange.phase = "upstream"
         exchange.attempts += 1
         exchange.upstream = target.upstream.name
@@ -156,7 +158,8 @@ class Dispatch:
     async def _try(self, call: Call, attempt: Attempt, exchange: Exchange) -> Plain | Stream:
         request = _request(call, attempt, exchange)
         response = attempt.response = await attempt.upstream.transport.handle_async_request(request)
-        attempt.phase = "body"
+        if not call.stream:
+            attempt.phase = "body"
         if not 200 <= response.status_code < 300:
             raise await _refused(attempt.upstream, response)
         head = Head.of(response)
@@ -167,6 +170,7 @@ class Dispatch:
         stream = Stream(attempt, response, head.passed)
         stream.first = await _first_event(stream)
         stream.outlive(attempt.upstream.timeouts.stream)
+        attempt.phase = "stream"
         attempt.kept = True
         return stream
 

@@ -59,7 +59,7 @@ class Meter:
         self._tail = [*self._tail[-2:], data]
         exchange = self.exchange
         exchange.last_event_at = now
-        exchange.content_events += 1
+        exchange.events += 1
         if exchange.content_at is None and chat.has_content(chunk.choices):
             exchange.content_at = now
         if not chunk.usage:
@@ -103,11 +103,11 @@ async def relay_stream(stream: Stream, answer: Answer, silence: Silence, meter: 
     if data := meter.take(stream.first, clock()):
         await answer.write(data)
     meter.exchange.relayed_at = clock()
-    silence.event()
+    silence.heard()
     while not meter.ended and (events := await stream.read()) is not None:
         if data := meter.take(events, clock()):
             await answer.write(data)
-            silence.event()
+            silence.heard()
     if not meter.done:
         _refuse_unfinished(stream, meter)
         await answer.write(_DONE_EVENT)

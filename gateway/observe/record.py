@@ -53,7 +53,7 @@ def _worked(exchange: Exchange) -> bool:
 
 def _estimate(exchange: Exchange) -> None:
     """Usage that nobody reported: the prompt by its length, the output by its events, which hold about a token each."""
-    exchange.usage = Usage(input=exchange.prompt_chars // _CHARACTERS_PER_TOKEN, output=exchange.content_events)
+    exchange.usage = Usage(input=exchange.prompt_chars // _CHARACTERS_PER_TOKEN, output=exchange.events)
     exchange.estimated = True
 
 

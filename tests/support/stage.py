@@ -16,6 +16,7 @@ from prometheus_client.samples import Sample
 from gateway.api.protocol import protocol_factory
 from gateway.app import Gateway, create_gateway
 from gateway.config import Settings
+from gateway.transport import Engine
 from tests.support.client import Caller, Response, rounds
 from tests.support.upstream import Script, ScriptedUpstream
 
@@ -82,10 +83,15 @@ class Stage:
     def _samples(self) -> list[Sample]:
         return [sample for family in self.gateway.metrics.registry.collect() for sample in family.samples]
 
-    async def upstream_quiet(self) -> None:
-        """Wait until no connection to the upstream is left."""
+    async def settled(self) -> None:
+        """Wait until no call holds a connection to the upstream: each is closed or back in the pool."""
         async with asyncio.timeout(10):
-            await self.upstream.wait_until(lambda: self.upstream.open_connections == 0)
+            while any(self._active()):
+                await asyncio.sleep(0)
+
+    def _active(self) -> list[int]:
+        engines = [upstream.transport for upstream in self.gateway.fleet.upstreams.values()]
+        return [pool.active for engine in engines if isinstance(engine, Engine) for pool in engine.pools.values()]
 
 
 def request(body: Mapping[str, Any] | bytes, path: str = "/v1/chat/completions", **headers: str) -> bytes:

@@ -114,14 +114,7 @@ class Sdk:
 
     async def events(self, ask: Callable[[Any], Any]) -> list[Any]:
         """All events of the stream that `ask` opens."""
-        events: list[Any] = []
-        await self.read_into(events, await self(ask))
-        return events
-
-    async def read_into(self, events: list[Any], stream: Any) -> None:
-        """Put the events of a stream there, one by one, so that they are there if it fails."""
-        async for event in self.each(stream):
-            events.append(event)  # noqa: PERF401
+        return [event async for event in self.each(await self(ask))]
 
     async def each(self, stream: Any) -> AsyncIterator[Any]:
         """The events of a stream, as they come."""

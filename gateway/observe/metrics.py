@@ -1,19 +1,19 @@
 """The series that Prometheus scrapes, and nothing that a caller could make more of.
 
-Labels come from config alone: an unknown model is `unknown`, and where no upstream was tried the label is empty. Every
-family is announced from the start. Children are looked up once for each combination, because looking one up costs more
-than counting. Must not know how a call went its way, only its record.
+Labels come from config and from closed lists alone: an unknown model is `unknown`, and where no upstream was tried the
+label is empty. Every family is announced from the start. Children are looked up once for each combination, because
+looking one up costs more than counting. Must not know how a call went its way, only its record.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gateway import __version__
-from gateway.call import Exchange
+from gateway.call import Exchange, Usage
 from gateway.outcome import Outcome
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -21,82 +21,77 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.
 _OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 PHASES = ("body", "upstream", "streaming")
 
-disable_created_metrics()  # they would double the number of series, and Prometheus reads none of them
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the number of series, and Prometheus reads none of them
 
 Load = Callable[[], Iterable[tuple[str, str, int]]]
 """Upstream, replica and calls in flight there, asked for at each scrape."""
 
+Family = TypeVar("Family", Counter, Histogram)
 
-class _Children(NamedTuple):
-    """What is counted for every call with the same labels."""
 
-    requests: Counter
-    duration: Histogram
-    overhead: Histogram
+class _Children(dict[tuple[str | int, ...], Family], Generic[Family]):
+    """A family's children by the values of their labels, each looked up once."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self._family: Family = family
+
+    def __missing__(self, values: tuple[str | int, ...]) -> Family:
+        child: Family = self._family.labels(*values)
+        self[values] = child
+        return child
 
 
 class Metrics:
     """All families, on a registry of their own, so that two gateways can live in one process."""
 
     def __init__(self, inflight: Callable[[], int], load: Load, dropped: Callable[[], int]) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         where = ("model", "upstream")
-        self._requests = Counter(
-            "gateway_requests",
-            "Requests on API routes, by what came of them.",
-            (*where, "status", "outcome", "stream"),
-            registry=registry,
+        self._requests = self._counter(
+            "requests", "Requests on API routes, by what came of them.", *where, "status", "outcome", "stream"
         )
-        self._duration = Histogram(
-            "gateway_request_duration_seconds",
-            "From a request's head to the end of its answer.",
-            (*where, "stream"),
-            buckets=_SECONDS,
-            registry=registry,
+        self._duration = self._histogram(
+            "request_duration_seconds", "From a request's head to the end of its answer.", _SECONDS, *where, "stream"
         )
-        self._first_token = Histogram(
-            "gateway_time_to_first_token_seconds",
-            "From a stream's request to its first event with content.",
-            where,
-            buckets=_SECONDS,
-            registry=registry,
+        self._first_token = self._histogram(
+            "time_to_first_token_seconds", "From a stream's request to its first event with content.", _SECONDS, *where
         )
-        self._per_token = Histogram(
-            "gateway_time_per_output_token_seconds",
+        self._per_token = self._histogram(
+            "time_per_output_token_seconds",
             "Time between output tokens of a stream, after the first.",
-            where,
-            buckets=_TOKEN_SECONDS,
-            registry=registry,
+            _TOKEN_SECONDS,
+            *where,
         )
-        self._overhead = Histogram(
-            "gateway_overhead_seconds",
+        self._overhead = self._histogram(
+            "overhead_seconds",
             "Time that the gateway itself added: from the whole request to the reply (of a stream, to its first event), "
             "less the time spent waiting for upstreams.",
-            ("stream",),
-            buckets=_OVERHEAD_SECONDS,
-            registry=registry,
+            _OVERHEAD_SECONDS,
+            "stream",
         )
-        self._tokens = Counter(
-            "gateway_tokens",
-            "Tokens; cached is part of input, reasoning of output.",
-            (*where, "type"),
-            registry=registry,
-        )
-        self._attempts = Counter(
-            "gateway_upstream_attempts",
+        self._tokens = self._counter("tokens", "Tokens; cached is part of input, reasoning of output.", *where, "type")
+        self._attempts = self._counter(
+            "upstream_attempts",
             "Tries at an upstream's replica, by what came of them.",
-            ("upstream", "replica", "outcome"),
-            registry=registry,
+            "upstream",
+            "replica",
+            "outcome",
         )
-        self._stream_ends = Counter(
-            "gateway_stream_ends", "How streams ended that had begun.", (*where, "reason"), registry=registry
-        )
-        self._disconnects = Counter(
-            "gateway_client_disconnects", "Callers that left before their answer's end.", ("phase",), registry=registry
-        )
-        self._refusals = Counter(
-            "gateway_refused_heads", "Requests refused before they could be read.", ("status",), registry=registry
-        )
+        self._stream_ends = self._counter("stream_ends", "How streams ended that had begun.", *where, "reason")
+        self._disconnects = self._counter("client_disconnects", "Callers that left before their answer's end.", "phase")
+        self._refusals = self._counter("refused_heads", "Requests refused before they could be read.", "status")
+        self._measure(inflight, load, dropped)
+
+    def _counter(self, name: str, meaning: str, *labels: str) -> _Children[Counter]:
+        return _Children(Counter(f"gateway_{name}", meaning, labels, registry=self.registry))
+
+    def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> _Children[Histogram]:
+        return _Children(Histogram(f"gateway_{name}", meaning, labels, buckets=buckets, registry=self.registry))
+
+    def _measure(self, inflight: Callable[[], int], load: Load, dropped: Callable[[], int]) -> None:
+        """What is read at the scrape, so that nothing has to be kept in step; and what is there before any call."""
+        registry = self.registry
         Gauge("gateway_inflight_requests", "Requests being served.", registry=registry).set_function(
             lambda: float(inflight())
         )
@@ -106,68 +101,51 @@ class Metrics:
         Info("gateway_build", "What is running.", registry=registry).info({"version": __version__})
         registry.register(_Load(load))
         for phase in PHASES:
-            self._disconnects.labels(phase)
-        self._children: dict[tuple[str, str, int, str, bool], _Children] = {}
+            self._disconnects[phase,].inc(0)
 
     def refused(self, status: int) -> None:
         """A request was refused by the listening side, whose head was never read to its end."""
-        self._refusals.labels(str(status)).inc()
+        self._refusals[status,].inc()
 
     def finish(self, exchange: Exchange) -> None:
         """Count a call that has ended."""
         if exchange.kind == "unknown":
             return
-        key = (exchange.model, exchange.upstream, exchange.status, exchange.outcome, exchange.stream)
-        children = self._children.get(key) or self._look_up(key)
-        children.requests.inc()
-        children.duration.observe(exchange.ended_at - exchange.started_at)
-        if exchange.attempts:
-            self._count_attempt(exchange, children)
-        if exchange.outcome == Outcome.ABANDONED:
-            self._disconnects.labels(exchange.phase).inc()
-
-    def _look_up(self, key: tuple[str, str, int, str, bool]) -> _Children:
-        model, upstream, status, outcome, stream = key
-        flag = "true" if stream else "false"
-        children = _Children(
-            self._requests.labels(model, upstream, str(status), outcome, flag),
-            self._duration.labels(model, upstream, flag),
-            self._overhead.labels(flag),
-        )
-        self._children[key] = children
-        return children
-
-    def _count_attempt(self, exchange: Exchange, children: _Children) -> None:
-        self._attempts.labels(exchange.upstream, exchange.replica, exchange.outcome).inc()
+        model, upstream, outcome = exchange.model, exchange.upstream, exchange.outcome
+        stream = "true" if exchange.stream else "false"
+        self._requests[model, upstream, exchange.status, outcome, stream].inc()
+        self._duration[model, upstream, stream].observe(exchange.ended_at - exchange.started_at)
+        if outcome == Outcome.ABANDONED:
+            self._disconnects[exchange.phase,].inc()
+        if not exchange.attempts:
+            return
+        self._attempts[upstream, exchange.replica, outcome].inc()
         if (overhead := exchange.overhead) is not None:
-            children.overhead.observe(overhead)
+            self._overhead[stream,].observe(overhead)
         if exchange.usage is not None:
-            self._count_tokens(exchange)
+            self._count_tokens(model, upstream, exchange.usage)
         if exchange.phase == "streaming":
             self._count_stream(exchange)
 
-    def _count_tokens(self, exchange: Exchange) -> None:
-        usage = exchange.usage
-        if usage is None:
-            return
-        for type_, count in (
-            ("input", usage.input),
-            ("output", usage.output),
-            ("cached", usage.cached),
-            ("reasoning", usage.reasoning),
-        ):
-            if count:
-                self._tokens.labels(exchange.model, exchange.upstream, type_).inc(count)
+    def _count_tokens(self, model: str, upstream: str, usage: Usage) -> None:
+        if usage.input:
+            self._tokens[model, upstream, "input"].inc(usage.input)
+        if usage.output:
+            self._tokens[model, upstream, "output"].inc(usage.output)
+        if usage.cached:
+            self._tokens[model, upstream, "cached"].inc(usage.cached)
+        if usage.reasoning:
+            self._tokens[model, upstream, "reasoning"].inc(usage.reasoning)
 
     def _count_stream(self, exchange: Exchange) -> None:
         where = (exchange.model, exchange.upstream)
-        self._stream_ends.labels(*where, exchange.end_reason).inc()
+        self._stream_ends[*where, exchange.end_reason].inc()
         if exchange.content_at is None or exchange.last_event_at is None:
             return
-        self._first_token.labels(*where).observe(exchange.content_at - exchange.started_at)
+        self._first_token[where].observe(exchange.content_at - exchange.started_at)
         if exchange.usage is not None and exchange.usage.output > 1:
             spent = exchange.last_event_at - exchange.content_at
-            self._per_token.labels(*where).observe(spent / (exchange.usage.output - 1))
+            self._per_token[where].observe(spent / (exchange.usage.output - 1))
 
 
 class _Load(Collector):

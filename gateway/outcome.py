@@ -5,6 +5,8 @@ one Outcome, which retry, breaker, balance, metrics and log all read. Pure: no I
 judged by httpx's classes and by the phase they came in, so that any transport under httpx is judged alike.
 """
 
+import email.utils
+import math
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -14,6 +16,9 @@ from typing import Literal, NamedTuple
 import httpx
 
 from gateway import errors
+
+_SHORTEST_WAIT = 1.0
+_LONGEST_WAIT = 86_400.0
 
 Phase = Literal["head", "first_event", "body", "stream"]
 """What was awaited: an answer's head; a stream's first event (with its head); a body; more of a stream."""
@@ -139,17 +144,39 @@ class Refusal(NamedTuple):
 
 
 def of_status(status: int, refusal: Refusal, headers: Mapping[str, str]) -> errors.GatewayError:
-    """What an answer outside 200-299 means. `headers`: lower-case names; only `retry-after(-ms)` are read."""
-    again = {name: headers[name] for name in ("retry-after", "retry-after-ms") if name in headers}
-    again = again or errors.retry_after_headers(1.0)
+    """What an answer outside 200-299 means. `headers`: lower-case names; only when to come back is read of them."""
     rule = _STATUSES.get(status) or _CLASSES.get(status // 100) or _unexpected
-    return rule(status, refusal, again)
+    return rule(status, refusal, errors.retry_after_headers(_retry_after(headers)))
 
 
-def _throttled(_status: int, refusal: Refusal, again: dict[str, str]) -> errors.GatewayError:
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that the upstream asked to wait; a second where it did not, or not in words that anybody would keep to."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit
+        except ValueError:
+            continue
+        if math.isfinite(seconds) and 0 <= seconds <= _LONGEST_WAIT:
+            return seconds
+    return _until(headers.get("retry-after", ""), headers.get("date", ""))
+
+
+def _until(then: str, now: str) -> float:
+    try:
+        waiting = email.utils.parsedate_to_datetime(then) - email.utils.parsedate_to_datetime(now)
+    except (ValueError, TypeError):  # TypeError: one of both without a time zone
+        return _SHORTEST_WAIT
+    return min(max(waiting.total_seconds(), _SHORTEST_WAIT), _LONGEST_WAIT)
+
+
+def _throttled(status: int, refusal: Refusal, again: dict[str, str]) -> errors.GatewayError:
     if "insufficient_quota" in (refusal.type, refusal.code):
-        return errors.UpstreamQuota("The gateway's account at the upstream is out of quota.", headers=again)
+        return _dry(status, refusal, again)
     return errors.UpstreamThrottled("The upstream is limiting the rate of requests.", headers=again)
+
+
+def _dry(_status: int, _refusal: Refusal, again: dict[str, str]) -> errors.GatewayError:
+    return errors.UpstreamQuota("The gateway's account at the upstream is out of quota.", headers=again)
 
 
 def _unauthorized(*_: object) -> errors.GatewayError:
@@ -189,7 +216,9 @@ def _unexpected(*_: object) -> errors.GatewayError:
 _Reading = Callable[[int, Refusal, dict[str, str]], errors.GatewayError]
 _STATUSES: dict[int, _Reading] = {
     401: _unauthorized,
+    402: _dry,
     403: _unauthorized,
+    407: _unauthorized,
     408: _failed,
     425: _failed,
     429: _throttled,

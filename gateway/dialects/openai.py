@@ -12,7 +12,7 @@ _PATHS: dict[Kind, str] = {
     "embeddings": "/embeddings",
     "models": "/models",
 }
-_LONGEST_MESSAGE = 2000
+_LONGEST = 2000  # characters of a word or message that is passed on
 
 
 class OpenAI:
@@ -35,25 +35,37 @@ class OpenAI:
         )
 
     def refusal(self, body: bytes) -> Refusal:
-        """`{"error": {...}}` as OpenAI has it; also `{"error": "text"}`, a flat object and `{"detail": ...}`."""
+        """`{"error": {...}}` as OpenAI has it, and what else is sent in its place by those who speak like it.
+
+        `{"error": "text"}`, a flat object, FastAPI's `{"detail": ...}`; numbers as codes, a status instead of a code.
+        """
         try:
             answer = orjson.loads(body)
         except orjson.JSONDecodeError:
             return Refusal()
-        error = answer.get("error", answer) if isinstance(answer, dict) else answer
+        flat = answer if isinstance(answer, dict) else {}
+        error = flat.get("error") or flat or answer
         if isinstance(error, str):
-            return Refusal(message=_clean(error))
+            return Refusal(message=_clean(error), type=_clean(flat.get("error_type")))
         if not isinstance(error, dict):
             return Refusal()
         return Refusal(
-            message=_clean(error.get("message") or error.get("detail")),
+            message=_clean(error.get("message")) or _detail(error.get("detail")),
             type=_clean(error.get("type")),
             param=_clean(error.get("param")) or None,
-            code=_clean(error.get("code")) or None,
+            code=_clean(error.get("code")) or _clean(error.get("http_status_code")) or None,
         )
+
+
+def _detail(detail: object) -> str:
+    """FastAPI's: words, or a list of what is wrong with the request."""
+    if isinstance(detail, list):
+        told = [_clean(mistake.get("msg")) for mistake in detail if isinstance(mistake, dict)]
+        return _clean("; ".join(words for words in told if words))
+    return _clean(detail)
 
 
 def _clean(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return value[:_LONGEST_MESSAGE] if isinstance(value, str) else ""
+    return value[:_LONGEST] if isinstance(value, str) else ""

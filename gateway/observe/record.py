@@ -6,6 +6,7 @@ from gateway.call import Exchange, Usage
 from gateway.observe.metrics import Metrics
 from gateway.outcome import Outcome
 
+_LONGEST_NAME = 200  # behind a pattern it is the caller's, who could make a log line of any length
 _CHARACTERS_PER_TOKEN = 4  # of English; good enough to be better than nothing, and marked as a guess
 
 
@@ -29,7 +30,7 @@ class Recorder:
             kind=exchange.kind,
             model=exchange.model,
             upstream=exchange.upstream,
-            upstream_model=exchange.upstream_model,
+            upstream_model=exchange.upstream_model[:_LONGEST_NAME],
             attempts=exchange.attempts,
             stream=exchange.stream,
             status=exchange.status,

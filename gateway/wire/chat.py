@@ -59,11 +59,21 @@ def _parse(body: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         if error.msg.startswith("depth limit"):
             raise _too_deep() from None
-        where = f"line {error.lineno}, column {error.colno}"
-        raise CallerError(f"The body is not valid JSON ({where}).", code="invalid_json") from None
+        line, column = _not_text(body) or (error.lineno, error.colno)
+        raise CallerError(f"The body is not valid JSON (line {line}, column {column}).", code="invalid_json") from None
     if not isinstance(read, dict):
         raise CallerError("The body must be a JSON object.", code="invalid_json")
     return read
+
+
+def _not_text(body: bytes) -> tuple[int, int] | None:
+    """The line and column where the body ceases to be UTF-8, which the parser does not tell."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        before = body[: error.start].decode()
+        return before.count("\n") + 1, len(before) - before.rfind("\n")
+    return None
 
 
 def _optional(read: dict[str, Any], key: str, type_: type, words: str) -> Any:

@@ -240,7 +240,7 @@ OBJECTS = st.dictionaries(
 OPTIONS = st.none() | st.dictionaries(st.sampled_from(["include_usage", "include_obfuscation", "x"]), JSON, max_size=3)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(OBJECTS, st.text(min_size=1), OPTIONS, st.booleans(), INDENTS, st.data())
 def test_a_patched_body_means_the_same_but_for_what_was_patched(
     members: dict[str, Any], model: str, options: Any, escaped: bool, indent: int | str | None, data: st.DataObject
@@ -272,7 +272,7 @@ def outside_is_kept(body: bytes, done: bytes, at: tuple[int, int]) -> None:
     assert done.endswith(body[end:])
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60) | JSON.map(json.dumps).map(str.encode) | OBJECTS.map(json.dumps).map(str.encode))
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     with contextlib.suppress(CallerError):

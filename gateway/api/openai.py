@@ -39,6 +39,7 @@ class OpenAI:
         body = await caller.json_body()
         exchange.received_at = self._clock()
         call = read_call(kind, body)
+        del body  # 1,000 streams would keep 1,000 prompts
         exchange.stream = call.stream
         exchange.prompt_chars = call.prompt_chars
         route = self._route(caller, call.model)
@@ -62,6 +63,7 @@ class OpenAI:
         silence = Silence(answer, exchange, ping=timeouts.ping, idle=timeouts.idle, stream=timeouts.stream)
         try:
             reply = await self._dispatch(call, route, exchange)
+            call.body = b""  # likewise: from here on nothing is tried again
             if isinstance(reply, Plain):
                 await relay_plain(reply, answer, call, exchange)
                 return

@@ -21,12 +21,12 @@ _LAST_SECONDS = 1.0  # for the end of the body after [DONE], so that the connect
 class Meter:
     """Reads of each event what must be counted, and decides what of it goes on. No I/O."""
 
-    __slots__ = ("_strips", "_tail", "done", "exchange", "failure", "invalid")
+    __slots__ = ("_before", "_last", "_strips", "done", "exchange", "failure", "invalid")
 
     def __init__(self, exchange: Exchange, *, wants_usage: bool) -> None:
         self.exchange = exchange
         self._strips = not wants_usage
-        self._tail: list[bytes] = []
+        self._last = self._before = b"{}"  # the last two events: a finish may be followed by usage
         self.done = False
         self.failure: bytes | None = None  # the event that tells of an error
         self.invalid = False
@@ -37,7 +37,7 @@ class Meter:
         for raw, data in events:
             if data is None:
                 passed.append(raw)
-            elif data == _DONE or data.strip() == _DONE:
+            elif data[:1] != b"{" and data.strip() == _DONE:
                 passed.append(raw)
                 self.done = True
                 break
@@ -56,7 +56,7 @@ class Meter:
         if chunk.failed:
             self.failure = data
             return None
-        self._tail = [*self._tail[-2:], data]
+        self._before, self._last = self._last, data
         exchange = self.exchange
         exchange.last_event_at = now
         exchange.events += 1
@@ -80,7 +80,7 @@ class Meter:
     @property
     def finished(self) -> bool:
         """Whether the upstream said why it stopped, which one that forgets `[DONE]` may have."""
-        return any(chat.has_finish(data) for data in self._tail)
+        return chat.has_finish(self._last) or chat.has_finish(self._before)
 
 
 async def relay_plain(reply: Plain, answer: Answer, call: Call, exchange: Exchange) -> None:

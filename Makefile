@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PORT   ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock clean
+.PHONY: help run test test-clients test-storms bench check format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -27,6 +27,30 @@ run: $(VENV)/.ready ## serve the demo on 127.0.0.1:8080 (PORT=… for another)
 test: $(VENV)/.ready ## every test that needs only pip, in under two minutes
 	$(BIN)/python -m pytest tests
 
+test-clients: $(VENV)-clients/.ready tests/clients/node/node_modules/.ready ## other SDKs in front: Node, LangChain, LlamaIndex, requests
+	$(VENV)-clients/bin/python -m pytest -m clients tests/clients
+
+$(VENV)-clients/.ready: requirements/clients.txt pyproject.toml
+	$(call environment,$(VENV)-clients,requirements/clients.txt)
+
+tests/clients/node/node_modules/.ready: tests/clients/node/package-lock.json
+	cd tests/clients/node && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+test-storms: $(VENV)/.ready ## cancellations by the hundred thousand: no slot, descriptor or task may leak (minutes)
+	$(BIN)/python -m pytest -m storms tests
+
+bench: $(VENV)-bench/.ready $(if $(BENCH_LITELLM),$(VENV)-bench-litellm/.ready) ## CPU per request and chunk beside Envoy and a Rust router (BENCH_LITELLM=1: and LiteLLM)
+	$(VENV)-bench/bin/python -m bench $(BENCH_OPTIONS)
+
+$(VENV)-bench/.ready: requirements/bench.txt pyproject.toml
+	$(call environment,$(VENV)-bench,requirements/bench.txt)
+
+$(VENV)-bench-litellm/.ready: requirements/bench-litellm.txt
+	$(PYTHON) -m venv --clear $(VENV)-bench-litellm
+	$(VENV)-bench-litellm/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
 check: $(VENV)/.ready ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,6 +67,10 @@ lock: ## write the lock files anew
 	$(VENV)-lock/bin/python -m pip install --quiet --require-hashes -r requirements/lock.txt
 	$(LOCK) pyproject.toml -o requirements/run.txt
 	$(LOCK) pyproject.toml --group dev -o requirements/dev.txt
+	$(LOCK) pyproject.toml requirements/bench.in -o requirements/bench.txt
+	$(LOCK) requirements/bench-litellm.in -o requirements/bench-litellm.txt
+	$(LOCK) requirements/clients.in -o requirements/clients.txt
+	$(LOCK) requirements/build.in -o requirements/build.txt
 	$(LOCK) requirements/lock.in -o requirements/lock.txt
 
 clean: ## remove what the targets made

@@ -105,6 +105,11 @@ def test_weird_input_never_raises(data: bytes) -> None:
 
 # Usage.
 
+ALL_COUNTS = (
+    b'{"prompt_tokens":9,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":8},'
+    b'"completion_tokens_details":{"reasoning_tokens":3}}'
+)
+
 
 @pytest.mark.parametrize(
     ("raw", "usage"),
@@ -112,11 +117,7 @@ def test_weird_input_never_raises(data: bytes) -> None:
         (b'{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13}', Usage(9, 4)),
         (b'{"prompt_tokens":9,"total_tokens":9}', Usage(9)),
         (b'{"prompt_tokens":9,"completion_tokens":null}', Usage(9)),
-        (
-            b'{"prompt_tokens":9,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":8}'
-            b',"completion_tokens_details":{"reasoning_tokens":3}}',
-            Usage(9, 4, 8, 3),
-        ),
+        (ALL_COUNTS, Usage(9, 4, 8, 3)),
         (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":10}}', Usage(9, 0, 9)),
         (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":-1}}', Usage(9)),
         (b'{"prompt_tokens":9,"prompt_tokens_details":[],"completion_tokens_details":"x"}', Usage(9)),

@@ -30,6 +30,7 @@ from tests.sdk.stage import (
     stream,
     whole_stream,
 )
+from tests.support.processes import PATIENCE
 from tests.support.upstream import close, forever, read
 
 pytestmark = pytest.mark.clients
@@ -49,6 +50,7 @@ async def ways(anyio_backend: str, stage: Stage) -> AsyncIterator[dict[str, Any]
                 "api_key": CALLERS_KEY,
                 "http_client": client,
                 "http_async_client": async_client,
+                "timeout": PATIENCE,
             }
 
 

@@ -10,6 +10,7 @@ from llama_index.core.llms import ChatMessage  # type: ignore[import-not-found]
 from llama_index.llms.openai_like import OpenAILike  # type: ignore[import-not-found]
 
 from tests.sdk.stage import CALLERS_KEY, SENTENCE, Stage, Standing, delta, json_reply, saying, stream
+from tests.support.processes import PATIENCE
 from tests.support.upstream import close, forever, read
 
 pytestmark = pytest.mark.clients
@@ -28,6 +29,7 @@ async def ways(anyio_backend: str, stage: Stage) -> AsyncIterator[dict[str, Any]
                 "http_client": client,
                 "async_http_client": async_client,
                 "max_retries": 0,
+                "timeout": PATIENCE,
             }
 
 

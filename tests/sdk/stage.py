@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import openai
 
-from tests.support.processes import GatewayProcess, Llama
+from tests.support.processes import PATIENCE, GatewayProcess, Llama
 from tests.support.upstream import Action, Script, ScriptedUpstream, read, reply, send
 
 # Planted: none of these may be found in anything that the gateway writes.
@@ -101,7 +101,7 @@ class Sdk:
 
     def __init__(self, base_url: str, *, asynchronous: bool, api_key: str = CALLERS_KEY, **options: Any) -> None:
         make = openai.AsyncOpenAI if asynchronous else openai.OpenAI
-        self._client: Any = make(base_url=base_url, api_key=api_key, **options)
+        self._client: Any = make(base_url=base_url, api_key=api_key, **{"timeout": PATIENCE, **options})
         self.asynchronous = asynchronous
 
     def sibling(self, base_url: str | None = None, **options: Any) -> "Sdk":

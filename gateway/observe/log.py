@@ -90,7 +90,7 @@ def _name_of_type(value: object) -> str:
     return type(value).__name__
 
 
-class _Fold(logging.Handler):
+class Fold(logging.Handler):
     """A record of the standard library, as a line of ours."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -106,7 +106,7 @@ class _Fold(logging.Handler):
 
 def _fold_in_standard_library(level: int) -> None:
     root = logging.getLogger()
-    root.handlers[:] = [_Fold()]
+    root.handlers[:] = [Fold()]
     root.setLevel(max(level, logging.WARNING))
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,208 @@
+"""The series: all announced, none that a caller could make more of, and exact."""
+
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.samples import Sample
+
+from gateway.app import Gateway, create_gateway
+from gateway.call import Usage
+from gateway.config import Settings
+from gateway.observe.metrics import PHASES, Metrics
+from tests.observe.samples import exchange, logging_to, refused
+
+# Section 4 of the interface, but for what later parts bring.
+FAMILIES: dict[str, tuple[str, set[str]]] = {
+    "gateway_requests_total": ("counter", {"model", "upstream", "status", "outcome", "stream"}),
+    "gateway_request_duration_seconds": ("histogram", {"model", "upstream", "stream"}),
+    "gateway_time_to_first_token_seconds": ("histogram", {"model", "upstream"}),
+    "gateway_time_per_output_token_seconds": ("histogram", {"model", "upstream"}),
+    "gateway_overhead_seconds": ("histogram", {"stream"}),
+    "gateway_tokens_total": ("counter", {"model", "upstream", "type"}),
+    "gateway_upstream_attempts_total": ("counter", {"upstream", "replica", "outcome"}),
+    "gateway_upstream_inflight": ("gauge", {"upstream", "replica"}),
+    "gateway_stream_ends_total": ("counter", {"model", "upstream", "reason"}),
+    "gateway_client_disconnects_total": ("counter", {"phase"}),
+    "gateway_inflight_requests": ("gauge", set()),
+    "gateway_build_info": ("gauge", {"version"}),
+    "gateway_refused_heads_total": ("counter", {"status"}),
+    "gateway_log_lines_dropped": ("gauge", set()),
+}
+
+
+def metrics(load: list[tuple[str, str, int]] | None = None) -> Metrics:
+    return Metrics(lambda: 7, lambda: load or [], lambda: 3)
+
+
+def used() -> Metrics:
+    """Metrics in which every family has a sample."""
+    made = metrics([("vllm", "vllm-0:8000", 2)])
+    made.finish(exchange())
+    made.refused(431)
+    return made
+
+
+def samples(made: Metrics, name: str = "") -> list[Sample]:
+    return [sample for family in made.registry.collect() for sample in family.samples if sample.name.startswith(name)]
+
+
+def value(made: Metrics, name: str, **labels: str) -> float | None:
+    return made.registry.get_sample_value(name, labels)
+
+
+def page(made: Metrics) -> str:
+    return generate_latest(made.registry).decode()
+
+
+def test_every_family_is_announced_before_any_call() -> None:
+    text = page(metrics())
+    assert dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)) == {
+        name: kind for name, (kind, _) in FAMILIES.items()
+    }
+    assert {name for name, _ in re.findall(r"^# HELP (\S+) (\S.*)$", text, re.MULTILINE)} == set(FAMILIES)
+
+
+def test_labels_are_those_that_are_promised_and_no_family_tells_when_it_was_made() -> None:
+    found: dict[str, set[str]] = {}
+    for sample in samples(used()):
+        found.setdefault(re.sub(r"_(bucket|count|sum)$", "", sample.name), set()).update(set(sample.labels) - {"le"})
+    assert found == {name: labels for name, (_, labels) in FAMILIES.items()}
+    assert "_created" not in page(used())
+
+
+def test_what_is_there_before_any_call_is_told_at_once() -> None:
+    made = metrics([("vllm", "a:1", 2), ("vllm", "b:1", 0)])
+    assert value(made, "gateway_inflight_requests") == 7
+    assert value(made, "gateway_log_lines_dropped") == 3
+    assert value(made, "gateway_upstream_inflight", upstream="vllm", replica="a:1") == 2
+    assert value(made, "gateway_upstream_inflight", upstream="vllm", replica="b:1") == 0
+    assert [value(made, "gateway_client_disconnects_total", phase=phase) for phase in PHASES] == [0, 0, 0]
+
+
+def test_a_stream_is_counted_exactly() -> None:
+    made = metrics()
+    made.finish(exchange())
+    made.finish(exchange())
+    where = {"model": "chat", "upstream": "vllm"}
+    assert value(made, "gateway_requests_total", **where, status="200", outcome="served", stream="true") == 2
+    assert value(made, "gateway_request_duration_seconds_sum", **where, stream="true") == pytest.approx(2.6)
+    assert value(made, "gateway_request_duration_seconds_bucket", **where, stream="true", le="1.0") == 0
+    assert value(made, "gateway_request_duration_seconds_bucket", **where, stream="true", le="2.5") == 2
+    assert value(made, "gateway_time_to_first_token_seconds_sum", **where) == pytest.approx(0.6)
+    assert value(made, "gateway_time_per_output_token_seconds_sum", **where) == pytest.approx(0.04)
+    assert value(made, "gateway_time_per_output_token_seconds_count", **where) == 2
+    assert value(made, "gateway_overhead_seconds_sum", stream="true") == pytest.approx(0.004)
+    tokens = {
+        type_: value(made, "gateway_tokens_total", **where, type=type_)
+        for type_ in ("input", "output", "cached", "reasoning")
+    }
+    assert tokens == {"input": 200, "output": 100, "cached": 80, "reasoning": 40}
+    assert value(made, "gateway_upstream_attempts_total", upstream="vllm", replica="vllm-0:8000", outcome="served") == 2
+    assert value(made, "gateway_stream_ends_total", **where, reason="done") == 2
+
+
+def test_a_plain_reply_has_no_token_times_and_no_end_of_a_stream() -> None:
+    made = metrics()
+    made.finish(exchange(stream=False, phase="upstream", content_at=None, last_event_at=None))
+    where = {"model": "chat", "upstream": "vllm"}
+    assert value(made, "gateway_requests_total", **where, status="200", outcome="served", stream="false") == 1
+    assert value(made, "gateway_overhead_seconds_count", stream="false") == 1
+    assert samples(made, "gateway_time") == []
+    assert samples(made, "gateway_stream_ends") == []
+
+
+def test_a_single_token_has_no_time_per_token() -> None:
+    made = used()
+    before = samples(made, "gateway_time_per_output_token")
+    for output in (0, 1):
+        made.finish(exchange(usage=Usage(1, output)))
+    assert samples(made, "gateway_time_per_output_token") == before
+
+
+def test_a_refused_request_counts_as_a_request_and_no_more() -> None:
+    made = metrics()
+    before = {sample.name for sample in samples(made) if sample.value}
+    made.finish(refused())
+    where = {"model": "unknown", "upstream": ""}
+    assert value(made, "gateway_requests_total", **where, status="404", outcome="rejected", stream="false") == 1
+    counted = {sample.name for sample in samples(made) if sample.value} - before
+    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in counted} == {
+        "gateway_requests_total",
+        "gateway_request_duration_seconds",
+    }
+
+
+def test_a_request_off_the_api_is_not_counted() -> None:
+    made = metrics()
+    made.finish(refused(kind="unknown"))
+    assert samples(made, "gateway_requests") == []
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_caller_that_left_is_counted_by_when_it_left(phase: str) -> None:
+    made = metrics()
+    made.finish(exchange(outcome="abandoned", phase=phase, attempts=int(phase != "body")))
+    assert {each: value(made, "gateway_client_disconnects_total", phase=each) for each in PHASES} == {
+        each: float(each == phase) for each in PHASES
+    }
+
+
+def test_a_refused_head_is_counted_by_its_status() -> None:
+    made = metrics()
+    made.refused(431)
+    made.refused(431)
+    assert value(made, "gateway_refused_heads_total", status="431") == 2
+
+
+def test_two_gateways_in_one_process_do_not_count_each_others_calls() -> None:
+    one, other = metrics(), metrics()
+    one.finish(exchange())
+    assert samples(other, "gateway_requests") == []
+
+
+# What callers make up.
+
+
+def answer(request: httpx.Request) -> httpx.Response:
+    return httpx.Response(404, json={"error": {"message": "no", "code": f"code-{random.random()}", "type": "x"}})
+
+
+async def ask(gateway: Gateway, body: bytes) -> int:
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        statuses.extend([message["status"]] if "status" in message else [])
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+    await gateway.api(scope, receive, send)
+    return statuses[0]
+
+
+async def test_ten_thousand_made_up_models_leave_the_number_of_series_as_it_is(tmp_path: Path) -> None:
+    settings = Settings.model_validate(
+        {
+            "auth": {"required": False},
+            "upstreams": {"up": {"kind": "openai", "url": "http://up:8000/v1"}},
+            "models": {"known": {"targets": [{"upstream": "up"}]}, "gpt-*": {"targets": [{"upstream": "up"}]}},
+        }
+    )
+    rng = random.Random(1)
+    with logging_to(tmp_path / "log") as log:
+        gateway = create_gateway(settings, logger=log.logger, transport=httpx.MockTransport(answer))
+        for name in ("gpt-first", "first"):
+            assert await ask(gateway, b'{"model":"%s"}' % name.encode()) == 404
+        before = len(samples(gateway.metrics))
+        for number in range(10_000):
+            name = f"{'gpt-' if number % 4 == 0 else ''}{rng.random()}"
+            await ask(gateway, b'{"model":"%s","messages":[]}' % name.encode())
+        assert len(samples(gateway.metrics)) == before
+        assert {sample.labels.get("model", "gpt-*") for sample in samples(gateway.metrics)} == {"gpt-*", "unknown"}

@@ -27,8 +27,8 @@ run: $(VENV)/.ready ## serve the demo on 127.0.0.1:8080 (PORT=… for another)
 test: $(VENV)/.ready ## every test that needs only pip, in under two minutes
 	$(BIN)/python -m pytest tests
 
-test-clients: $(VENV)-clients/.ready tests/clients/node/node_modules/.ready ## other SDKs in front: Node, LangChain, LlamaIndex, requests
-	$(VENV)-clients/bin/python -m pytest -m clients tests/clients
+test-clients: $(VENV)-clients/.ready tests/clients/node/node_modules/.ready ## other vendors' clients in front, and the SDK's previous major version (needs Node)
+	$(VENV)-clients/bin/python -m pytest -p no:asyncio -m "not storms" tests/clients tests/sdk
 
 $(VENV)-clients/.ready: requirements/clients.txt pyproject.toml
 	$(call environment,$(VENV)-clients,requirements/clients.txt)
@@ -74,4 +74,4 @@ lock: ## write the lock files anew
 	$(LOCK) requirements/lock.in -o requirements/lock.txt
 
 clean: ## remove what the targets made
-	rm -rf .venv* .mypy_cache .ruff_cache .pytest_cache .hypothesis .bench
+	rm -rf .venv* tests/clients/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .bench

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.call import Kind
@@ -130,6 +130,7 @@ def test_endless_words_are_cut() -> None:
     assert len(refusal.message) == 2000
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=50) | JSON.map(lambda value: json.dumps({"error": value, "detail": value}).encode()))
 def test_any_answer_can_be_told(body: bytes) -> None:
     for status in (400, 429, 500):

@@ -157,6 +157,32 @@ def test_a_read_member_of_the_wrong_type_is_refused_where_it_means_something(mem
     assert read_call("embeddings", body.encode()).stream is False
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([*READ_KEYS, "a", "b", "messages"]), st.booleans(), JSON), max_size=6),
+    st.booleans(),
+)
+def test_what_is_refused_as_given_twice_is_what_a_parser_that_keeps_all_finds_twice(
+    drawn: list[tuple[str, bool, Any]], large: bool
+) -> None:
+    pairs = [
+        (f"\\u{ord(key[0]):04X}{key[1:]}" if disguised else key, {"model": "m", "stream": True}.get(key, {"n": value}))
+        for key, disguised, value in drawn
+    ]
+    body = both(",".join(f'"{key}" : {json.dumps(value)}' for key, value in [*pairs, ("zz", "model")]))[large]
+    keys = [key for key, _ in json.loads(body, object_pairs_hook=lambda found: found)]
+    twice = any(keys.count(key) > 1 for key in READ_KEYS)
+    code: str | None = None
+    try:
+        call = read_call("chat", body)
+    except CallerError as error:
+        code = error.code
+    else:
+        assert body[slice(*call.model_at)] == b'"m"'
+    assert (code == "duplicate_key") is twice
+    assert code in {None, "duplicate_key"} or "model" not in keys
+
+
 # What is read.
 
 

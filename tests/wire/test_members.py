@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.wire.members import elements, members
@@ -22,6 +22,7 @@ def read(text: bytes) -> list[tuple[str, object]]:
     return [(member.name.decode(), json.loads(text[member.start : member.end])) for member in members(text)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=5), JSON), max_size=6), st.booleans(), INDENTS)
 def test_members_are_those_that_a_parser_finds_equal_names_too(
     pairs: list[tuple[str, object]], escaped: bool, indent: int | str | None
@@ -33,6 +34,7 @@ def test_members_are_those_that_a_parser_finds_equal_names_too(
     assert read(text.encode("utf-8", "surrogatepass")) == pairs
 
 
+@settings(deadline=None)
 @given(st.lists(JSON, max_size=6), INDENTS)
 def test_elements_are_those_that_a_parser_finds(values: list[object], indent: int | str | None) -> None:
     text = json.dumps(values, indent=indent).encode()

@@ -93,6 +93,7 @@ def test_a_string_that_nobody_reads_need_not_be_utf_8() -> None:
     assert has_finish(b'{"choices":[{"finish_reason":"\xe4"}]}') is False
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40) | OBJECTS.map(json.dumps).map(str.encode) | JSON.map(json.dumps).map(str.encode))
 @example(b"[" * 5000)
 @example(b"\xff")
@@ -277,6 +278,7 @@ def test_a_completion_becomes_events_as_it_is() -> None:
     assert as_stream(body, with_usage=True) == [event, b"data: [DONE]\n\n"]
 
 
+@settings(deadline=None)
 @given(OBJECTS, st.booleans(), INDENTS)
 def test_any_reply_becomes_events(members: dict[str, Any], with_usage: bool, indent: int | str | None) -> None:
     body = json.dumps(members, indent=indent).encode()

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.wire.sse import Event, EventTooLarge, Framer
@@ -105,6 +105,7 @@ PIECES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(PIECES, max_size=40).map(b"".join), st.lists(st.integers(0, 80), max_size=12))
 @example(b"data: a\r\r\ndata: b\n\n", [9])
 @example(b"data: a\n\r\n\ndata: b\n\n", [9])

@@ -19,7 +19,7 @@ class Console:
 
     def __call__(self, _logger: object, _method: str, event: EventDict) -> bytes:
         """The line."""
-        time = str(event.pop("timestamp"))[11:23]
+        time = event.pop("timestamp").time().isoformat(timespec="milliseconds")
         level = str(event.pop("level"))
         name = event.pop("event")
         trace = event.pop("trace", ())

@@ -51,8 +51,7 @@ class _Head:
         self._now = now
 
     def __call__(self, _logger: object, method: str, event: EventDict) -> EventDict:
-        when = self._now().isoformat(timespec="microseconds").removesuffix("+00:00")
-        return {"timestamp": when + "Z", "level": method, "event": event.pop("event"), **event}
+        return {"timestamp": self._now(), "level": method, "event": event.pop("event"), **event}
 
 
 def _without_message(_logger: object, _method: str, event: EventDict) -> EventDict:
@@ -81,9 +80,10 @@ def _trace(failure: BaseException) -> list[str]:
 
 def _json(_logger: object, _method: str, event: EventDict) -> bytes:
     try:
-        return orjson.dumps(event, default=_name_of_type)
+        return orjson.dumps(event, default=_name_of_type, option=orjson.OPT_UTC_Z)
     except TypeError:  # a lone surrogate, a number beyond 64 bits: tell it in another way rather than not at all
-        return orjson.dumps({str(key): ascii(value) for key, value in event.items()})
+        told = {str(key): ascii(value) for key, value in event.items()} | {"timestamp": event["timestamp"]}
+        return orjson.dumps(told, option=orjson.OPT_UTC_Z)
 
 
 def _name_of_type(value: object) -> str:

@@ -1,7 +1,7 @@
 """The outermost room of the API port: one record per call, and one rendering of every failure.
 
-A plain ASGI application and the only thing around a stream. It finds the route by the path alone, in a table: behind a
-framework's router a request costs half as much again. Must not know what endpoints do, nor what upstreams are.
+A plain ASGI application and the only thing around a stream. It finds the route by the path alone, in a table: a
+framework's router costs a tenth of a request (docs/adr/0006). Must not know what endpoints do, nor what upstreams are.
 """
 
 import asyncio

@@ -18,7 +18,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `body_bytes`: request body without its framing; over it 413, before reading where `content-length` says so.
     `body_seconds`: from the head's end to the body's; over it 408.
     `body_rate`: bytes per second that a body must have made on average, once `body_grace_seconds` are over; under it 408.
-    `stall_seconds`: a caller that takes nothing of what waits for it for this long (at most twice this) is cut off.
+    `stall_seconds`: a caller that takes nothing of what waits for it for this long (at most a tenth more) is cut off.
     `write_buffer_bytes`: most that waits in user space for a slow reader; `send()` waits beyond it.
     `pipelined`: requests that may wait behind the one in flight; whatever was read beyond them is thrown away, and the
     connection is closed after the last answer.

@@ -26,6 +26,7 @@ __all__ = ["ClientDisconnected", "Limits", "protocol_factory"]
 
 OnRefused = Callable[[GatewayError], None]
 
+_LOOKS = 10  # at a reader who takes nothing, before he is cut off: how exactly the time is kept
 _UNREAD_BYTES = 64 * 1024  # of body that the application has not taken: at this much, reading pauses
 
 
@@ -94,6 +95,7 @@ class Connection(asyncio.Protocol):
         self._body_since: float | None = None
         self._paused_at: float | None = None
         self._unsent = 0
+        self._cut_at = 0.0
         self.blocked: asyncio.Event | None = None
         self.tasks = server_state.tasks
         self.write: Callable[[bytes | memoryview], None]
@@ -367,7 +369,9 @@ class Connection(asyncio.Protocol):
 
     def _mind_unsent(self) -> None:
         self._unsent = self._transport.get_write_buffer_size()
-        self._write_by = self._loop.time() + self._limits.stall_seconds
+        now = self._loop.time()
+        self._cut_at = now + self._limits.stall_seconds
+        self._write_by = now + self._limits.stall_seconds / _LOOKS
         self._schedule()
 
     def _schedule(self) -> None:
@@ -383,10 +387,11 @@ class Connection(asyncio.Protocol):
     def _ring(self) -> None:
         now = self._loop.time()
         if self._write_by is not None and now >= self._write_by:
-            self._write_by = None
+            self._write_by = now + self._limits.stall_seconds / _LOOKS
             if self._transport.get_write_buffer_size() < self._unsent:
                 self._mind_unsent()
-            else:
+            elif now >= self._cut_at:
+                self._write_by = None
                 self.abort()
         if self._read_by is not None and now >= self._read_by:
             self._read_by = None

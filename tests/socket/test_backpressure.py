@@ -118,10 +118,10 @@ async def test_a_caller_who_takes_a_little_is_borne_with(serve: Start) -> None:
         while connection._transport.get_write_buffer_size() == unsent:
             await caller.read_exactly(4 * KIB)
             await asyncio.sleep(0)
-        connection._write_by = 0.0  # the time is over
+        connection._write_by = connection._cut_at = 0.0  # the time is over
         connection._ring()
         assert not connection._transport.is_closing()
-        connection._write_by = 0.0  # once more, and nothing was taken in between
+        connection._write_by = connection._cut_at = 0.0  # once more, and nothing was taken in between
         connection._ring()
         assert connection._transport.is_closing()
 

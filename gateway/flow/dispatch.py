@@ -245,7 +245,7 @@ async def _first_event(stream: Stream) -> list[Event]:
         events += read
         size += sum(len(raw) for raw, _ in read)
         for _, data in read:
-            if data is not None:
+            if data:
                 _refuse_failure(stream, data)
                 return events
     raise errors.UpstreamBroken("The upstream's stream holds no event.", code="upstream_stream_incomplete")

@@ -35,7 +35,7 @@ class Meter:
         """What of `events` goes to the caller. Stops at the end of the stream, and at an error."""
         passed: list[bytes] = []
         for raw, data in events:
-            if data is None:
+            if not data:  # a comment, or what the standard calls no event
                 passed.append(raw)
             elif data[:1] != b"{" and data.strip() == _DONE:
                 passed.append(raw)

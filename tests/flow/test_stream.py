@@ -49,6 +49,12 @@ async def test_a_stream_passes_byte_for_byte() -> None:
         assert response.headers["x-gateway-upstream"] == "up"
 
 
+async def test_an_event_without_data_is_no_event() -> None:
+    events = [b"data:\n\n", b"id: 1\n\n", *HELLO, b"data: \n\n", DONE]
+    async with staged([read(), send(*streamed(*events))]) as stage:
+        assert (await stage.ask(STREAM)).body == b"".join(events)
+
+
 async def test_each_event_is_here_before_the_next_one_is_sent() -> None:
     seen = [asyncio.Event() for _ in HELLO]
     script = [read(), send(STREAM_HEAD)]

@@ -36,7 +36,7 @@ class Call(msgspec.Struct):
 
     `wants_usage`: the caller itself asked for a usage event (`stream_options.include_usage`).
     `model_at`, `options_at`: where the values of model and stream_options stand in the body, in bytes.
-    `prompt_chars`: characters of text in messages, prompt or input.
+    `prompt_chars`: characters of text in messages, prompt or input. `choices`: answers asked for.
     """
 
     kind: Kind
@@ -47,6 +47,7 @@ class Call(msgspec.Struct):
     stream: bool = False
     wants_usage: bool = False
     prompt_chars: int = 0
+    choices: int = 1
 
 
 class Exchange:

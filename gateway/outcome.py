@@ -164,7 +164,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
 def _until(then: str, now: str) -> float:
     try:
         waiting = email.utils.parsedate_to_datetime(then) - email.utils.parsedate_to_datetime(now)
-    except (ValueError, TypeError):  # TypeError: one of both without a time zone
+    except (ValueError, TypeError, OverflowError):  # TypeError: one of both without a time zone
         return _SHORTEST_WAIT
     return min(max(waiting.total_seconds(), _SHORTEST_WAIT), _LONGEST_WAIT)
 

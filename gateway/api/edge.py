@@ -77,7 +77,7 @@ class Edge:
         except (OSError, asyncio.CancelledError):
             error = _LEFT
         finally:
-            self._settle(exchange, error)
+            self._settle(exchange, answer, error)
 
     async def _outcome(
         self, endpoint: Endpoint | None, scope: Scope, receive: Receive, answer: Answer, exchange: Exchange
@@ -86,7 +86,7 @@ class Edge:
         try:
             await self._serve(endpoint, scope, receive, answer, exchange)
         except asyncio.CancelledError:
-            return None if answer.ended else self._interrupted(exchange)
+            return None if answer.complete else self._interrupted(exchange)
         except errors.GatewayError as failure:
             return failure
         except OSError:
@@ -125,12 +125,13 @@ class Edge:
             exchange.task.uncancel()
         return exchange.interruption
 
-    def _settle(self, exchange: Exchange, error: errors.GatewayError | None) -> None:
+    def _settle(self, exchange: Exchange, answer: Answer, error: errors.GatewayError | None) -> None:
         self.open.discard(exchange)
         exchange.task = None
         exchange.outcome = judge(error)
         exchange.end_reason = end_reason(error)
-        exchange.ended_at = self._clock()
+        if not answer.complete:
+            exchange.ended_at = self._clock()
         if error is not None:
             exchange.status = exchange.status or error.status
         self._finish(exchange)

@@ -11,7 +11,7 @@ import orjson
 from gateway import errors
 from gateway.api.caller import Caller
 from gateway.call import Call, Clock, Kind
-from gateway.fleet import Fleet, Route, Timeouts
+from gateway.fleet import Fleet, Route
 from gateway.flow.answer import Silence
 from gateway.flow.catalogue import catalogue
 from gateway.flow.dispatch import Dispatch, Plain
@@ -59,16 +59,15 @@ class OpenAI:
 
     async def _stream(self, caller: Caller, call: Call, route: Route) -> None:
         answer, exchange = caller.answer, caller.exchange
-        timeouts: Timeouts = route.targets[0].upstream.timeouts
-        silence = Silence(answer, exchange, ping=timeouts.ping, idle=timeouts.idle, stream=timeouts.stream)
+        silence = Silence(answer, exchange)
         try:
-            reply = await self._dispatch(call, route, exchange)
+            reply = await self._dispatch(call, route, exchange, watched_by=silence.under)
             call.body = b""  # likewise: from here on nothing is tried again
             if isinstance(reply, Plain):
                 await relay_plain(reply, answer, call, exchange)
                 return
             try:
-                meter = Meter(exchange, wants_usage=call.wants_usage)
+                meter = Meter(exchange, call)
                 await relay_stream(reply, answer, silence, meter, self._clock)
             finally:
                 await reply.settle()

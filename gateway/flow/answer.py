@@ -12,6 +12,7 @@ from starlette.types import Send
 from gateway.alarm import Alarm
 from gateway.call import Clock, Exchange
 from gateway.errors import GatewayError, UpstreamTimeout
+from gateway.fleet import Timeouts
 from gateway.tasks import spawn
 
 Headers = list[tuple[bytes, bytes]]
@@ -25,9 +26,12 @@ _STREAM_HEADERS: Headers = [
 
 
 class Answer:
-    """Status and headers once, then bytes, then an end. `started`: a status has been promised."""
+    """Status and headers once, then bytes, then an end.
 
-    __slots__ = ("_clock", "_exchange", "_send", "ended", "started", "streaming")
+    `started`: a status has been promised. `ended`: nothing may be added. `complete`: the caller's side has taken it all.
+    """
+
+    __slots__ = ("_clock", "_exchange", "_send", "complete", "ended", "started", "streaming")
 
     def __init__(self, send: Send, exchange: Exchange, clock: Clock) -> None:
         self._send = send
@@ -36,6 +40,7 @@ class Answer:
         self.started = False
         self.streaming = False
         self.ended = False
+        self.complete = False
 
     async def plain(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """The whole answer at once, JSON unless `headers` say otherwise."""
@@ -44,6 +49,7 @@ class Answer:
         self.started = self.ended = True
         await self._send({"type": "http.response.start", "status": status, "headers": head})
         await self._send({"type": "http.response.body", "body": body})
+        self._completed()
 
     async def start_stream(self, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Promise a stream. Nothing is written before its first bytes are."""
@@ -63,6 +69,7 @@ class Answer:
         """The stream is complete."""
         self.ended = True
         await self._send({"type": "http.response.body", "body": b""})
+        self._completed()
 
     async def fail(self, error: GatewayError) -> None:
         """Say that it failed: as a status if none was promised, else as the stream's last event, without `[DONE]`."""
@@ -71,9 +78,14 @@ class Answer:
         if self.started:
             self.ended = True
             await self._send({"type": "http.response.body", "body": error.event()})
+            self._completed()
             return
         headers = [(name.encode("ascii"), value.encode("latin-1")) for name, value in error.headers.items()]
         await self.plain(error.status, error.body(), [(b"content-type", b"application/json"), *headers])
+
+    def _completed(self) -> None:
+        self.complete = True
+        self._exchange.ended_at = self._clock()
 
     def _own_headers(self) -> Headers:
         exchange = self._exchange
@@ -96,41 +108,47 @@ class Silence:
     A caller that hears nothing for `ping` seconds gets a comment, which SDKs skip and proxies count as life; before the
     first event that comment promises the 200. An upstream that sends no event for `idle` seconds is given up, and so is
     a stream that is older than `stream` seconds: neither is helped by the comments that the upstream itself may send.
+    While `writing` it is the caller who is waited for, and the listening side who loses patience.
     """
 
     __slots__ = (
         "_alarm",
         "_answer",
+        "_began_at",
+        "_event_at",
         "_events",
         "_exchange",
-        "_idle",
+        "_heard_at",
         "_loop",
         "_ping",
-        "_stream_ends",
-        "event_at",
-        "heard_at",
+        "_timeouts",
+        "writing",
     )
 
-    def __init__(self, answer: Answer, exchange: Exchange, *, ping: float, idle: float, stream: float) -> None:
+    def __init__(self, answer: Answer, exchange: Exchange) -> None:
         self._loop = asyncio.get_running_loop()
-        now = self._loop.time()
         self._answer = answer
         self._exchange = exchange
-        self._ping = ping
-        self._idle = idle
-        self._stream_ends = now + stream
+        self._timeouts = Timeouts()
+        self._began_at = self._heard_at = self._loop.time()  # heard by the caller
+        self._event_at: float | None = None  # None until the first one, which the transport's deadline bounds
         self._events = 0
-        self.heard_at = now  # by the caller
-        self.event_at: float | None = None  # by us; None until the first one, which the transport's deadline bounds
+        self._ping: asyncio.Task[None] | None = None
         self._alarm = Alarm(self._loop, self._ring)
-        self._alarm.set(now + min(ping, idle, stream))
+        self.writing = False
+
+    def under(self, timeouts: Timeouts) -> None:
+        """Go by the timeouts of the upstream that is tried now."""
+        self._timeouts = timeouts
+        self._schedule(self._loop.time())
 
     def heard(self) -> None:
         """Something was sent on to the caller: an event, if the record has one more of them, or else a comment."""
-        self.heard_at = self._loop.time()
+        self.writing = False
+        self._heard_at = self._loop.time()
         if self._exchange.events != self._events:
             self._events = self._exchange.events
-            self.event_at = self.heard_at
+            self._event_at = self._heard_at
 
     def close(self) -> None:
         """Stop watching."""
@@ -138,17 +156,28 @@ class Silence:
 
     def _ring(self) -> None:
         now = self._loop.time()
-        if self.event_at is not None and now >= self.event_at + self._idle:
+        if self.writing:
+            self._heard_at = now
+            self._event_at = now if self._event_at is not None else None
+        if self._event_at is not None and now >= self._event_at + self._timeouts.idle:
             self._exchange.interrupt(UpstreamTimeout("The upstream fell silent.", code="upstream_idle_timeout"))
-            return
-        if now >= self._stream_ends:
+        elif now >= self._began_at + self._timeouts.stream:
             self._exchange.interrupt(UpstreamTimeout("The stream took too long.", code="upstream_stream_timeout"))
-            return
-        if now >= self.heard_at + self._ping:
-            self.heard_at = now
-            spawn(self._say_ping(), name="ping")
-        idle_at = now + self._idle if self.event_at is None else self.event_at + self._idle
-        self._alarm.set(min(self.heard_at + self._ping, idle_at, self._stream_ends))
+        else:
+            if now >= self._heard_at + self._timeouts.ping and not self._ping_waits():
+                self._ping = spawn(self._say_ping(), name="ping")
+                self._heard_at = now
+            self._schedule(now)
+
+    def _schedule(self, now: float) -> None:
+        timeouts = self._timeouts
+        idle_at = (now if self._event_at is None else self._event_at) + timeouts.idle
+        ping_at = max(now, self._heard_at) + timeouts.ping if self._ping_waits() else self._heard_at + timeouts.ping
+        self._alarm.set(min(ping_at, idle_at, self._began_at + timeouts.stream))
+
+    def _ping_waits(self) -> bool:
+        """Whether the last comment is still on its way to a caller who does not read."""
+        return self._ping is not None and not self._ping.done()
 
     async def _say_ping(self) -> None:
         if self._answer.ended:

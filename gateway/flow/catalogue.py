@@ -35,15 +35,16 @@ async def _listed(upstream: Upstream) -> list[str]:
         upstream.replicas[0].destination("models", stream=False),
         [],
         b"",
-        {"timeout": upstream.plain_timeout, "deadline": asyncio.get_running_loop().time() + _PATIENCE},
+        {"timeout": upstream.plain_timeout},
     )
     try:
-        response = await upstream.transport.handle_async_request(request)
-        try:
-            return _ids(await _body(response)) if response.status_code == 200 else []
-        finally:
-            await response.aclose()
-    except httpx.HTTPError:
+        async with asyncio.timeout(_PATIENCE):
+            response = await upstream.transport.handle_async_request(request)
+            try:
+                return _ids(await _body(response)) if response.status_code == 200 else []
+            finally:
+                await response.aclose()
+    except (httpx.HTTPError, TimeoutError):
         return []
 
 

@@ -6,6 +6,7 @@ goes wrong before that is still an error with a status (and can be tried elsewhe
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 import httpx
@@ -13,9 +14,9 @@ import msgspec
 
 from gateway import errors
 from gateway.call import Call, Clock, Exchange
-from gateway.fleet import Lease, Route, Upstream
+from gateway.fleet import Lease, Route, Timeouts, Upstream
 from gateway.outcome import Phase, Refusal, of_exception, of_status
-from gateway.transport import BodyStream, PreparedRequest
+from gateway.transport import BodyStream, DeadlineExceeded, Engine, PreparedRequest
 from gateway.wire import chat
 from gateway.wire.sse import Event, EventTooLarge, Framer
 
@@ -109,11 +110,13 @@ class Stream:
         """What an event means that tells of an error."""
         return _told(self._attempt.upstream.dialect.refusal(data))
 
-    def outlive(self, seconds: float) -> None:
-        """Move the deadline, which was the first event's, to `seconds` from now."""
+    def outlive(self, seconds: float) -> bool:
+        """Move the deadline, which was the first event's, to `seconds` from now; False if the transport keeps none."""
         response = self._attempt.response
-        if response is not None and isinstance(response.stream, BodyStream):
-            response.stream.deadline = asyncio.get_running_loop().time() + seconds
+        if response is None or not isinstance(response.stream, BodyStream):
+            return False
+        response.stream.deadline = asyncio.get_running_loop().time() + seconds
+        return True
 
     async def settle(self) -> None:
         """Give back what the stream holds, read to its end or not."""
@@ -133,9 +136,16 @@ class Dispatch:
         self._rng = rng
         self._clock = clock
 
-    async def __call__(self, call: Call, route: Route, exchange: Exchange) -> Plain | Stream:
-        """The reply to `call` from one of the route's targets. Raises GatewayError."""
+    async def __call__(
+        self, call: Call, route: Route, exchange: Exchange, watched_by: Callable[[Timeouts], None] | None = None
+    ) -> Plain | Stream:
+        """The reply to `call` from one of the route's targets. Raises GatewayError.
+
+        `watched_by` is told the timeouts of the upstream that is tried.
+        """
         target = route.choose(self._rng)
+        if watched_by is not None:
+            watched_by(target.upstream.timeouts)
         attempt = Attempt(target.upstream, target.upstream.lease(self._rng))
         if call.stream and target.upstream.timeouts.first_token < target.upstream.timeouts.total:
             attempt.phase = "first_event"
@@ -146,7 +156,7 @@ class Dispatch:
         exchange.replica = attempt.lease.replica.name
         exchange.sent_at = self._clock()
         try:
-            return await self._try(call, attempt, exchange)
+            return await self._bounded(call, attempt, exchange)
         except httpx.HTTPError as exception:
             raise of_exception(exception, attempt.phase) from exception
         finally:
@@ -155,8 +165,18 @@ class Dispatch:
             if not attempt.kept:
                 await attempt.settle()
 
-    async def _try(self, call: Call, attempt: Attempt, exchange: Exchange) -> Plain | Stream:
+    async def _bounded(self, call: Call, attempt: Attempt, exchange: Exchange) -> Plain | Stream:
+        """Try, with a deadline that the gateway's own engine keeps, and any other transport is held to."""
         request = _request(call, attempt, exchange)
+        if isinstance(attempt.upstream.transport, Engine):
+            return await self._try(request, call, attempt)
+        try:
+            async with asyncio.timeout_at(request.extensions["deadline"]):
+                return await self._try(request, call, attempt)
+        except TimeoutError:
+            raise DeadlineExceeded("the request's deadline passed") from None
+
+    async def _try(self, request: PreparedRequest, call: Call, attempt: Attempt) -> Plain | Stream:
         response = attempt.response = await attempt.upstream.transport.handle_async_request(request)
         if not call.stream:
             attempt.phase = "body"

@@ -4,6 +4,8 @@ What is taken out is only what the gateway itself asked for (the usage event, `"
 end that the upstream forgot, or the error that says that there is none. Must not know transports or routes.
 """
 
+import re
+
 import msgspec
 
 from gateway import errors
@@ -15,18 +17,21 @@ from gateway.wire.sse import Event
 
 _DONE = b"[DONE]"
 _DONE_EVENT = b"data: [DONE]\n\n"
+_FINISH = re.compile(rb'"finish_reason"[ \t\r\n]*+:[ \t\r\n]*+"')
+_MOST_ENDINGS = 1024
 _LAST_SECONDS = 1.0  # for the end of the body after [DONE], so that the connection can be used again
 
 
 class Meter:
     """Reads of each event what must be counted, and decides what of it goes on. No I/O."""
 
-    __slots__ = ("_before", "_last", "_strips", "done", "exchange", "failure", "invalid")
+    __slots__ = ("_choices", "_endings", "_strips", "done", "exchange", "failure", "invalid")
 
-    def __init__(self, exchange: Exchange, *, wants_usage: bool) -> None:
+    def __init__(self, exchange: Exchange, call: Call) -> None:
         self.exchange = exchange
-        self._strips = not wants_usage
-        self._last = self._before = b"{}"  # the last two events: a finish may be followed by usage
+        self._strips = not call.wants_usage
+        self._choices = call.choices
+        self._endings: list[bytes] = []  # the events that say why a choice ended
         self.done = False
         self.failure: bytes | None = None  # the event that tells of an error
         self.invalid = False
@@ -56,7 +61,8 @@ class Meter:
         if chunk.failed:
             self.failure = data
             return None
-        self._before, self._last = self._last, data
+        if _FINISH.search(data) is not None and len(self._endings) < _MOST_ENDINGS:
+            self._endings.append(data)
         exchange = self.exchange
         exchange.last_event_at = now
         exchange.events += 1
@@ -79,8 +85,11 @@ class Meter:
 
     @property
     def finished(self) -> bool:
-        """Whether the upstream said why it stopped, which one that forgets `[DONE]` may have."""
-        return chat.has_finish(self._last) or chat.has_finish(self._before)
+        """Whether the upstream said of every choice why it ended, which one that forgets `[DONE]` may have."""
+        finished: set[int] = set()
+        for data in self._endings:
+            finished |= chat.finished(data)
+        return len(finished) >= self._choices
 
 
 async def relay_plain(reply: Plain, answer: Answer, call: Call, exchange: Exchange) -> None:
@@ -106,6 +115,7 @@ async def relay_stream(stream: Stream, answer: Answer, silence: Silence, meter: 
     silence.heard()
     while not meter.ended and (events := await stream.read()) is not None:
         if data := meter.take(events, clock()):
+            silence.writing = True
             await answer.write(data)
             silence.heard()
     if not meter.done:
@@ -127,7 +137,8 @@ def _refuse_unfinished(stream: Stream, meter: Meter) -> None:
 
 async def _read_out(stream: Stream) -> None:
     """Read the end of the body that follows `[DONE]`, so that the connection can be used again. Data there is dropped."""
-    stream.outlive(_LAST_SECONDS)
+    if not stream.outlive(_LAST_SECONDS):
+        return
     try:
         while await stream.read() == []:
             pass

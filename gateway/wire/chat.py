@@ -50,7 +50,15 @@ def read_call(kind: Kind, body: bytes) -> Call:
         wants_usage=bool(options and options.get("include_usage")),
         options_at=at.get("stream_options"),
         prompt_chars=_characters(read.get(_PROMPT.get(kind, ""))),
+        choices=_choices_asked_for(read),
     )
+
+
+def _choices_asked_for(read: dict[str, Any]) -> int:
+    n, prompt = read.get("n"), read.get("prompt")
+    each = n if type(n) is int and n > 0 else 1
+    prompts = len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
+    return each * prompts
 
 
 def _parse(body: bytes) -> dict[str, Any]:
@@ -198,11 +206,14 @@ class Chunk(msgspec.Struct, gc=False):
     choices: msgspec.Raw = _ABSENT
     usage: msgspec.Raw = _ABSENT
     error: msgspec.Raw = _ABSENT
+    object: msgspec.Raw = _ABSENT
 
     @property
     def failed(self) -> bool:
-        """It tells of an error, and an SDK would raise."""
-        return self.error is not _ABSENT and bytes(self.error) not in _FALSE
+        """It tells of an error: in OpenAI's way, on which an SDK would raise, or in the flat one that SGLang has."""
+        if self.error is not _ABSENT and bytes(self.error) not in _FALSE:
+            return True
+        return self.choices is _ABSENT and bytes(self.object) == b'"error"'
 
     @property
     def has_usage(self) -> bool:
@@ -266,13 +277,14 @@ def _generated(choice: dict[str, Any]) -> bool:
     return any(carried) or bool(choice.get("text"))
 
 
-def has_finish(data: bytes) -> bool:
-    """Whether an event says why a choice ended."""
+def finished(data: bytes) -> set[int]:
+    """The indices of the choices of which an event says why they ended."""
     try:
         chunk = read_chunk(data)
     except msgspec.DecodeError:
-        return False
-    return any(choice.get("finish_reason") for choice in _choices(bytes(chunk.choices)))
+        return set()
+    ended = (choice for choice in _choices(bytes(chunk.choices)) if choice.get("finish_reason"))
+    return {index for choice in ended if isinstance(index := choice.get("index", 0), int)}
 
 
 def _choices(raw: bytes) -> Iterator[dict[str, Any]]:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from gateway.call import Usage
 from gateway.wire.chat import (
     as_stream,
+    finished,
     has_content,
-    has_finish,
     read_chunk,
     read_usage,
     without_null_usage,
@@ -90,7 +90,7 @@ def test_a_string_that_nobody_reads_need_not_be_utf_8() -> None:
     chunk = read_chunk(b'{"choices":[{"delta":{"content":"\xe4\xbd"}}],"usage":{"prompt_tokens":1}}')
     assert bytes(chunk.choices) == b'[{"delta":{"content":"\xe4\xbd"}}]'
     assert has_content(chunk.choices) is False
-    assert has_finish(b'{"choices":[{"finish_reason":"\xe4"}]}') is False
+    assert finished(b'{"choices":[{"finish_reason":"\xe4"}]}') == set()
 
 
 @settings(deadline=None)
@@ -99,7 +99,7 @@ def test_a_string_that_nobody_reads_need_not_be_utf_8() -> None:
 @example(b"\xff")
 def test_weird_input_never_raises(data: bytes) -> None:
     assert has_content(data) in {True, False}
-    assert has_finish(data) in {True, False}
+    assert isinstance(finished(data), set)
     usage = read_usage(data)
     assert usage is None or isinstance(usage, Usage)
 
@@ -181,7 +181,7 @@ def test_content_is_what_was_generated(choices: bytes, content: bool) -> None:
     ],
 )
 def test_a_finish_is_found(data: bytes, finish: bool) -> None:
-    assert has_finish(data) is finish
+    assert bool(finished(data)) is finish
 
 
 @pytest.mark.parametrize("name", sorted(set(CAPTURED) - {"triton"}))
@@ -191,7 +191,7 @@ def test_what_real_engines_sent_is_read(name: str) -> None:
     usages = [read_usage(chunk.usage) for chunk in chunks if chunk.has_usage]
     assert [(usage.input, usage.output) for usage in usages if usage is not None] == [(9, 4)]
     assert [has_content(chunk.choices) for chunk in chunks][:2] == [False, True]
-    assert any(has_finish(each) for each in data[-3:])
+    assert any(finished(each) for each in data[-3:])
     assert not any(chunk.failed for chunk in chunks)
 
 

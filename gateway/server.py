@@ -6,11 +6,13 @@ what is open end, up to `drain_seconds`; tell what is left; close; write the las
 
 import asyncio
 import contextlib
+import errno
 import gc
 import signal
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import structlog
@@ -50,6 +52,8 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings, *, transport: httpx.AsyncBaseTransport | None = None) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Raises OSError where a port can't be had."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "stdout, where the log goes, is closed")
     sockets = [
         listen(settings.server.host, settings.server.port),
         listen(settings.server.admin_address, settings.server.admin_port),
@@ -65,12 +69,13 @@ def serve(settings: Settings, *, transport: httpx.AsyncBaseTransport | None = No
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises OSError that names the address."""
+    """A listening socket. Raises OSError that names the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(_BACKLOG)  # with SO_REUSEADDR it is only here that a second one is refused
     except OSError as error:
         listener.close()
         raise OSError(error.errno, f"{host}:{port}: {error.strerror}") from None
@@ -89,7 +94,7 @@ async def _run(
     protocol = protocol_factory(gateway.limits, on_refused=lambda error: gateway.metrics.refused(error.status))
     servers = [Server(_uvicorn(app, protocol)) for app in (gateway.api, gateway.admin)]
     running = [spawn(server.serve([bound]), name="serve") for server, bound in zip(servers, sockets, strict=True)]
-    await asyncio.gather(*(server.accepting.wait() for server in servers))
+    await _accepting(servers, running)
     api, admin = (bound.getsockname() for bound in sockets)
     logger.info("listening", version=__version__, host=api[0], port=api[1], admin_host=admin[0], admin_port=admin[1])
     gc.collect()
@@ -100,6 +105,17 @@ async def _run(
     finally:
         await gateway.fleet.aclose()
         logger.info("stopped")
+
+
+async def _accepting(servers: list[Server], running: list[asyncio.Task[object]]) -> None:
+    """Return when all of them listen. Raises what ended one of them before."""
+    ready = asyncio.gather(*(server.accepting.wait() for server in servers))
+    either: list[asyncio.Future[Any]] = [ready, *running]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    for task in running:
+        if task.done():
+            ready.cancel()
+            task.result()
 
 
 def _uvicorn(app: ASGIApp, protocol: type[asyncio.Protocol]) -> uvicorn.Config:
@@ -150,9 +166,9 @@ async def _drain(
     waiting.cancel()
     if gateway.api.open:
         logger.warning("interrupting", open=len(gateway.api.open))
-    for exchange in list(gateway.api.open):
-        exchange.interrupt(errors.ShuttingDown("The gateway is shutting down."))
-    await asyncio.wait([running[0]], timeout=_LAST_WORDS)
+        for exchange in list(gateway.api.open):
+            exchange.interrupt(errors.ShuttingDown("The gateway is shutting down."))
+        await asyncio.wait([running[0]], timeout=_LAST_WORDS)
     api.force_exit = admin.should_exit = admin.force_exit = True
     await asyncio.wait(running)
 

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from gateway import __version__
 from gateway.call import Exchange, Usage
+from gateway.errors import ShuttingDown
 from gateway.outcome import Outcome
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -119,7 +120,9 @@ class Metrics:
             self._disconnects[exchange.phase,].inc()
         if not exchange.attempts:
             return
-        self._attempts[upstream, exchange.replica, outcome].inc()
+        # A drain is no upstream's fault, and a rollout must not look like an outage.
+        ours = exchange.end_reason == ShuttingDown.code
+        self._attempts[upstream, exchange.replica, Outcome.ABANDONED if ours else outcome].inc()
         if (overhead := exchange.overhead) is not None:
             self._overhead[stream,].observe(overhead)
         if exchange.usage is not None:

@@ -5,6 +5,7 @@ import asyncio
 import orjson
 import pytest
 
+from gateway.errors import ShuttingDown
 from tests.support.stage import UPSTREAM_KEY, chat, request, staged
 from tests.support.upstream import Action, Peer, blackhole, close, forever, read, reply, reset, send, unused_port
 
@@ -178,3 +179,30 @@ async def test_many_calls_at_once_each_get_their_own_answer() -> None:
         answers = await asyncio.gather(*(stage.ask(chat(seed=number)) for number in range(50)))
 
         assert [orjson.loads(answer.body)["n"] for answer in answers] == list(range(50))
+
+
+@pytest.mark.parametrize("leave", ["reset", "drain"])
+async def test_a_plain_answer_that_is_cut_on_its_way_is_not_recorded_as_served(leave: str) -> None:
+    body = orjson.dumps({"x": "y" * (8 << 20)})
+    async with staged([read(), reply(body, headers=JSON)]) as stage:
+        async with await stage.caller(receive_buffer=4096) as caller:
+            await caller.send(request(chat()))
+            await caller.read_until(b"\r\n\r\n")
+            if leave == "reset":
+                caller.reset()
+            else:
+                next(iter(stage.gateway.api.open)).interrupt(ShuttingDown("bye"))
+            line = await stage.records.request()
+
+        assert line["outcome"] == ("abandoned" if leave == "reset" else "overloaded")
+        assert line["end_reason"] == ("caller_left" if leave == "reset" else "server_shutting_down")
+        assert stage.sample("gateway_upstream_attempts_total", outcome="abandoned") == 1
+
+
+@pytest.mark.parametrize("date", ["Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "a" * 5000, "-1", "1e9"])
+async def test_an_absurd_retry_after_is_no_fault_of_ours(date: str) -> None:
+    async with staged([read(), reply(b"", status="429 Slow", headers=[f"retry-after: {date}"])]) as stage:
+        response = await stage.ask(chat())
+
+        assert response.status == 429
+        assert 0 <= int(response.headers["retry-after"]) <= 1e9

@@ -1,6 +1,7 @@
 """A stream from socket to socket: every byte, every end, and what is counted of it."""
 
 import asyncio
+import time
 
 import orjson
 import pytest
@@ -20,7 +21,7 @@ from tests.support.stage import (
     staged,
     streamed,
 )
-from tests.support.upstream import close, forever, read, reply, reset, send, wait_closed, wait_for
+from tests.support.upstream import Peer, close, forever, read, reply, reset, send, wait_closed, wait_for
 
 STREAM = chat(stream=True)
 WITH_USAGE = chat(stream=True, stream_options={"include_usage": True})
@@ -375,3 +376,88 @@ async def test_a_slow_reader_slows_the_upstream_and_holds_little() -> None:
             # what the kernel's own buffers on both legs took is not the gateway's to bound
             assert sent < 16 << 20
         await stage.settled()
+
+
+@pytest.mark.parametrize(
+    ("events", "complete"),
+    [
+        ([(0, "a", None), (1, "b", None), (0, None, "stop"), (1, " is not", None)], False),
+        ([(0, "a", None), (0, None, "stop"), (1, "b", None), (1, None, "length")], True),
+        ([(0, None, "stop"), (1, None, "stop"), (1, None, None), (0, None, None), (1, None, None)], True),
+    ],
+)
+async def test_without_done_a_stream_is_complete_when_every_choice_is(
+    events: list[tuple[int, str | None, str | None]], complete: bool
+) -> None:
+    sent = [
+        event({"choices": [{"index": index, "delta": {"content": text}, "finish_reason": finish}]})
+        for index, text, finish in events
+    ]
+    async with staged([read(), send(*streamed(*sent))]) as stage:
+        body = (await stage.ask(chat(stream=True, n=2))).body
+
+        assert body.endswith(DONE) == complete
+        assert (b"upstream_stream_incomplete" in body) != complete
+
+
+async def test_a_flat_error_within_a_stream_is_an_error() -> None:
+    flat = event({"object": "error", "message": "boom", "type": "x", "param": None, "code": 500})
+    async with staged([read(), send(STREAM_HEAD, frame(ROLE), frame(flat + DONE), END)]) as stage:
+        assert told((await stage.ask(STREAM)).body)["code"] == "upstream_error"
+
+
+async def test_the_time_of_a_stream_ends_with_its_last_byte_to_the_caller() -> None:
+    async with staged([read(), send(STREAM_HEAD, frame(ROLE + DONE))]) as stage:
+        await stage.ask(STREAM)
+
+        # the upstream leaves its body open, which is waited for a while, but not by the caller
+        assert (await stage.records.request())["duration_ms"] < 900
+
+
+async def test_a_stream_goes_by_the_timeouts_of_the_upstream_that_serves_it() -> None:
+    async with staged([read(), send(STREAM_HEAD, frame(ROLE))]) as serving:
+        url = f"{serving.upstream.url}/v1"
+        upstreams = {
+            "hasty": {"kind": "openai", "url": url, "timeouts": {"stream": 0.01, "ping": 0.01}},
+            "chosen": {"kind": "openai", "url": url, "timeouts": {"idle": 0.05}},
+        }
+        models = {"m": {"targets": [{"upstream": "hasty", "weight": 0}, {"upstream": "chosen"}]}}
+        async with staged([read()], upstreams=upstreams, models=models) as stage:
+            body = (await stage.ask(STREAM)).body
+            assert told(body)["code"] == "upstream_idle_timeout"
+            assert b"ping" not in body
+
+
+async def test_while_the_caller_reads_slowly_the_upstream_is_not_blamed_and_pings_do_not_pile_up() -> None:
+    async def flood(peer: Peer) -> None:
+        for _ in range(100):
+            peer.writer.write(frame(delta("x" * 60_000)))
+            await peer.writer.drain()
+        peer.writer.write(frame(DONE) + END)
+
+    timeouts = {"idle": 0.05, "ping": 0.01}
+    async with staged([read(), send(STREAM_HEAD), flood], timeouts=timeouts) as stage:
+        async with await stage.caller(receive_buffer=4096) as caller:
+            await caller.send(request(STREAM))
+            began = time.monotonic()
+            while time.monotonic() < began + 0.3:
+                await asyncio.sleep(0)
+            assert len([task for task in asyncio.all_tasks() if task.get_name() == "ping"]) <= 1
+            await caller.read_until(DONE)
+
+        assert (await stage.records.request())["outcome"] == "served"
+
+
+async def test_deadlines_hold_with_httpxs_own_engine_too() -> None:
+    chatter = forever(send(frame(b": c\n\n")))
+    upstream = {"transport": {"engine": "httpx"}}
+    async with staged([read(), send(STREAM_HEAD), chatter], upstream=upstream, timeouts={"first_token": 0.1}) as stage:
+        response = await stage.ask(STREAM)
+
+        assert (response.status, response.error["code"]) == (504, "upstream_first_byte_timeout")
+
+
+async def test_a_stream_passes_with_httpxs_own_engine_too() -> None:
+    upstream = {"transport": {"engine": "httpx"}}
+    async with staged([read(), send(*streamed(*HELLO, USAGE, DONE))], upstream=upstream) as stage:
+        assert (await stage.ask(STREAM)).body == b"".join([*HELLO, DONE])

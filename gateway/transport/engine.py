@@ -8,7 +8,6 @@ and the one free retry that stale keep-alive connections need. It must not know 
 import asyncio
 import socket
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -19,6 +18,7 @@ from gateway.transport.dial import Dialer, tls_context
 from gateway.transport.errors import DeadlineExceeded
 from gateway.transport.pool import Pool
 from gateway.transport.request import Origin, Outgoing
+from gateway.transport.resolver import DaemonThreads
 from gateway.transport.settings import TransportSettings
 
 READ_SIZE = 64 * 1024
@@ -39,7 +39,7 @@ class Engine(httpx.AsyncBaseTransport):
         self._settings = settings = settings or TransportSettings()
         self._pools: dict[Origin, Pool] = {}
         self._scratch = memoryview(bytearray(READ_SIZE))
-        self._resolver = ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="resolver")
+        self._resolver = DaemonThreads(RESOLVER_THREADS)
         # With files of one's own a mistake must show at the start; otherwise plain HTTP need not pay for loading them.
         named = settings.ca_file or settings.client_cert
         self._context = tls_context(settings) if named else None

@@ -67,7 +67,7 @@ class BodyStream(httpx.AsyncByteStream):
         self.head_complete = False
         self.complete = False
         self.failure: BaseException | None = None
-        self.stale = False  # lost on a connection used before, with no byte of a response
+        self.stale = False  # lost soon, on a connection used before, with no byte of a response
         self.sent_at = 0.0
         self.first_byte_at: float | None = None
         self._deadlines = deadlines

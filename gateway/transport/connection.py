@@ -22,6 +22,9 @@ from gateway.transport.settings import TransportSettings
 
 SPOKEN = frozenset({"1.0", "1.1"})
 
+STALE_WITHIN = 1.0
+"""Seconds after sending within which a lost connection may have been lost before. Later, the upstream was at work."""
+
 
 class Owner(Protocol):
     """Who lends the connection out."""
@@ -297,7 +300,8 @@ class Connection(asyncio.BufferedProtocol):
         if stream is None:
             self._end(None)
             return
-        stream.stale = self.uses > 1 and self._head_bytes == 0
+        since = self.loop.time() - stream.sent_at
+        stream.stale = self.uses > 1 and self._head_bytes == 0 and since < STALE_WITHIN
         self._end(_loss(exc, self._sender.busy, self._head_bytes))
 
     def _end(self, failure: Exception | None) -> None:

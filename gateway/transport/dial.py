@@ -6,13 +6,15 @@ else uses the loop's. Must not know pools or requests.
 """
 
 import asyncio
+import contextlib
+import errno
 import ipaddress
 import itertools
 import os
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import Any
 
@@ -31,7 +33,7 @@ Address = tuple[socket.AddressFamily, Any]
 
 
 def tls_context(settings: TransportSettings) -> ssl.SSLContext:
-    """The context that all connections share. Raises OSError or ssl.SSLError where a file can't be used.
+    """The context that all connections share. Raises OSError with the file's name where one can't be used.
 
     Built by hand: `ssl.create_default_context` looks at the environment for a key log and for other authorities.
     """
@@ -42,10 +44,21 @@ def tls_context(settings: TransportSettings) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     else:
-        context.load_verify_locations(settings.ca_file or certifi.where())
+        with _naming("ca_file", settings.ca_file):
+            context.load_verify_locations(settings.ca_file or certifi.where())
     if settings.client_cert is not None:
-        context.load_cert_chain(settings.client_cert, settings.client_key)
+        with _naming("client_cert, client_key", settings.client_cert, settings.client_key):
+            context.load_cert_chain(settings.client_cert, settings.client_key)
     return context
+
+
+@contextlib.contextmanager
+def _naming(setting: str, *files: str | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # ssl's do not tell which file it was
+        number = errno.EINVAL if isinstance(error, ssl.SSLError) else error.errno
+        raise OSError(number, f"{setting}: {_words(error)}", " and ".join(filter(None, files))) from None
 
 
 class Dialer:

@@ -34,10 +34,12 @@ class DaemonThreads(Executor):
             threading.Thread(target=self._work, name="resolver", daemon=True).start()
         return future
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
         """Cancel what waits, if told to; never wait for what runs."""
         if cancel_futures:
-            for future in list(self._waiting):
+            with self._lock:
+                waiting = list(self._waiting)
+            for future in waiting:
                 future.cancel()
 
     def _forget(self, future: Future[Any]) -> None:

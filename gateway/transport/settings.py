@@ -3,7 +3,7 @@
 It holds values only: nothing here opens a file or a socket, so a configuration can be checked without either.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -12,7 +12,7 @@ class TransportSettings:
     """Limits are per origin (scheme, host, port); times are seconds, sizes are bytes.
 
     `engine`: "own" is this package's; "httpx" is httpx's own transport, for what ours leaves out.
-    `proxy`: URL of an egress HTTP proxy; only with "httpx".
+    `proxy`: URL of an egress HTTP proxy, which may hold a password; only with "httpx".
     `max_connections`: open at once, busy or idle; more requests wait their turn.
     `keepalive_expiry`: how long an idle connection is kept; below what servers keep, so that they rarely close first.
     `max_connection_age`: not reused when older, so that a change in DNS is noticed.
@@ -23,7 +23,7 @@ class TransportSettings:
     """
 
     engine: Literal["own", "httpx"] = "own"
-    proxy: str | None = None
+    proxy: str | None = field(default=None, repr=False)
     max_connections: int = 1000
     keepalive_expiry: float = 15.0
     max_connection_age: float = 60.0

@@ -115,6 +115,23 @@ async def test_one_stale_connection_is_replaced_by_a_new_one_and_not_by_another_
     await engine.aclose()
 
 
+async def test_a_call_that_the_upstream_may_have_worked_on_is_not_sent_again(engine: Engine) -> None:
+    gate = asyncio.Event()
+    async with ScriptedUpstream([read(), reply(), read(), wait_for(gate), close()], [read(), reply()]) as upstream:
+        await fetch(engine, request(upstream.url))
+        again = asyncio.ensure_future(fetch(engine, request(upstream.url)))
+        await upstream.wait_until(lambda: len(upstream.requests) == 2)
+        (pool,) = engine.pools.values()
+        (connection,) = pool._open
+        assert connection._stream is not None
+        connection._stream.sent_at -= 1.0  # a second has passed
+        gate.set()
+        with pytest.raises(httpx.RemoteProtocolError):
+            await again
+
+        assert (len(upstream.requests), upstream.accepted) == (2, 1)
+
+
 async def test_a_connection_that_fails_again_is_not_tried_a_third_time(engine: Engine) -> None:
     async with ScriptedUpstream([read(), reply(), read(), close()], [read(), close()]) as upstream:
         await fetch(engine, request(upstream.url))

@@ -138,8 +138,30 @@ async def test_a_handshake_without_end_is_a_connect_timeout(engine: Engine) -> N
 
 
 def test_a_file_that_is_not_there_is_noticed_at_the_start() -> None:
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(FileNotFoundError, match="ca_file: No such file") as raised:
         Engine(TransportSettings(ca_file="/nonexistent.pem"))
+    assert raised.value.filename == "/nonexistent.pem"
+
+
+def test_a_file_that_is_no_pem_is_named(authority: trustme.CA, tmp_path: Path) -> None:
+    wrong, certificate = tmp_path / "wrong.pem", tmp_path / "certificate.pem"
+    wrong.write_text("not a certificate")
+    authority.issue_cert("gateway").cert_chain_pems[0].write_to_path(certificate)
+    both = f"{certificate} and {wrong}"
+    for settings, setting, name in (
+        ({"ca_file": str(wrong)}, "ca_file: ", str(wrong)),
+        ({"client_cert": str(wrong)}, "client_cert, client_key: ", str(wrong)),
+        ({"client_cert": str(certificate), "client_key": str(wrong)}, "client_cert, client_key: ", both),
+    ):
+        with pytest.raises(OSError, match=setting) as raised:
+            Engine(TransportSettings(**settings))  # type: ignore[arg-type]
+        assert raised.value.filename == name
+        assert raised.value.strerror not in {None, setting}
+
+
+def test_the_proxys_password_is_not_shown() -> None:
+    settings = TransportSettings(engine="httpx", proxy="http://user:word@proxy:3128")
+    assert "word" not in repr(settings)
 
 
 def test_the_environment_names_no_authorities(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ca_file: str) -> None:

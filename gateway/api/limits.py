@@ -19,6 +19,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `body_seconds`: from the head's end to the body's; over it 408.
     `body_rate`: bytes per second that a body must have made on average, once `body_grace_seconds` are over; under it 408.
     `stall_seconds`: a caller that takes nothing of what waits for it for this long (at most a tenth more) is cut off.
+    `answer_rate`: bytes per second that a caller must take on average while an answer waits for it, after `stall_seconds`.
     `write_buffer_bytes`: most that waits in user space for a slow reader; `send()` waits beyond it.
     `pipelined`: requests that may wait behind the one in flight; whatever was read beyond them is thrown away, and the
     connection is closed after the last answer.
@@ -36,6 +37,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     body_rate: float = 1024.0
     body_grace_seconds: float = 10.0
     stall_seconds: float = 30.0
+    answer_rate: float = 1024.0
     write_buffer_bytes: int = 256 * 1024
     pipelined: int = 8
     linger_seconds: float = 2.0

@@ -7,6 +7,10 @@ arguments. This file knows the clock and the order of turns; reader.py knows req
 """
 
 import asyncio
+import fcntl
+import socket
+import sys
+import termios
 import uuid
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -28,6 +32,8 @@ OnRefused = Callable[[GatewayError], None]
 
 _LOOKS = 10  # at a reader who takes nothing, before he is cut off: how exactly the time is kept
 _UNREAD_BYTES = 64 * 1024  # of body that the application has not taken: at this much, reading pauses
+_UNSENT_BYTES = 128 * 1024  # that the kernel holds without having sent them; its own measure grows to 4 MB
+_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
 
 def protocol_factory(limits: Limits | None = None, *, on_refused: OnRefused | None = None) -> type[asyncio.Protocol]:
@@ -95,7 +101,8 @@ class Connection(asyncio.Protocol):
         self._body_since: float | None = None
         self._paused_at: float | None = None
         self._unsent = 0
-        self._cut_at = 0.0
+        self._unsent_since = self._cut_at = 0.0
+        self._taken = 0
         self.blocked: asyncio.Event | None = None
         self.tasks = server_state.tasks
         self.write: Callable[[bytes | memoryview], None]
@@ -108,6 +115,8 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         self.write = transport.write
         transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes - self.slice_bytes)
+        if _NOTSENT_LOWAT is not None:
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT_BYTES)
         self._scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -368,11 +377,34 @@ class Connection(asyncio.Protocol):
         self._schedule()
 
     def _mind_unsent(self) -> None:
-        self._unsent = self._transport.get_write_buffer_size()
         now = self._loop.time()
+        self._unsent = self._held()
+        self._taken = 0
+        self._unsent_since = now
         self._cut_at = now + self._limits.stall_seconds
         self._write_by = now + self._limits.stall_seconds / _LOOKS
         self._schedule()
+
+    def _held(self) -> int:
+        """Count what the caller's side has not confirmed. The buffer alone would hide a slow reader behind the kernel's."""
+        held = self._transport.get_write_buffer_size()
+        try:
+            queued = fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError):  # another system, or a socket that is closed
+            return held
+        return held + int.from_bytes(queued, sys.byteorder)
+
+    def _mind_taking(self, now: float) -> None:
+        limits = self._limits
+        self._write_by = now + limits.stall_seconds / _LOOKS
+        taken = self._unsent - self._held()
+        if taken > self._taken:
+            self._taken = taken
+            lasts = max(limits.stall_seconds, taken / limits.answer_rate)
+            self._cut_at = min(now + limits.stall_seconds, self._unsent_since + lasts)
+        if now >= self._cut_at:
+            self._write_by = None
+            self.abort()
 
     def _schedule(self) -> None:
         read_by, write_by = self._read_by, self._write_by
@@ -387,12 +419,7 @@ class Connection(asyncio.Protocol):
     def _ring(self) -> None:
         now = self._loop.time()
         if self._write_by is not None and now >= self._write_by:
-            self._write_by = now + self._limits.stall_seconds / _LOOKS
-            if self._transport.get_write_buffer_size() < self._unsent:
-                self._mind_unsent()
-            elif now >= self._cut_at:
-                self._write_by = None
-                self.abort()
+            self._mind_taking(now)
         if self._read_by is not None and now >= self._read_by:
             self._read_by = None
             self._overdue()

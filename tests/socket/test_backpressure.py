@@ -1,14 +1,15 @@
 """A caller who reads slowly, or not at all: what waits for him is bounded, and so is the time it waits."""
 
 import asyncio
+import fcntl
 import socket
 
 import pytest
 
 from gateway.api.protocol import ClientDisconnected, Connection
-from tests.socket.apps import Receive, Scope, Send, reply
+from tests.socket.apps import Held, Receive, Scope, Send, reply
 from tests.socket.conftest import Site, Start
-from tests.support.client import rounds
+from tests.support.client import Caller, rounds
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 KIB = 1024
@@ -40,6 +41,13 @@ async def narrow(site: Site) -> Connection:
     own = connection._transport.get_extra_info("socket")
     own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * KIB)
     return connection
+
+
+async def widen(site: Site) -> None:
+    """Make the kernel hold much, as it does by itself where it can't be told not to."""
+    own = (await site.connection())._transport.get_extra_info("socket")
+    own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0x7FFFFFFF)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1000 * KIB)
 
 
 async def blocked(site: Site) -> Connection:
@@ -107,23 +115,111 @@ async def test_a_caller_who_takes_nothing_of_the_last_bytes_is_cut_off_too(serve
         await site.quiet()
 
 
+async def takes(caller: Caller, connection: Connection, size: int) -> int:
+    """Read at least `size` bytes, and on until the server's side can see it. Tells how much was seen."""
+    before = connection._held()
+    while before - connection._held() < size:
+        assert connection.blocked is not None
+        await caller.read_exactly(4 * KIB)
+        await asyncio.sleep(0)
+    return before - connection._held()
+
+
+def look(connection: Connection, *, after: float) -> None:
+    """Let the connection look at its reader as if it had waited for `after` seconds since the last look."""
+    connection._write_by = 0.0
+    connection._unsent_since -= after
+    connection._cut_at -= after
+    connection._ring()
+
+
 async def test_a_caller_who_takes_a_little_is_borne_with(serve: Start) -> None:
-    app = Flood(10 * KIB)
-    site = await serve(app)
+    site = await serve(Flood(10 * KIB))
     async with await site.caller(receive_buffer=64 * KIB) as caller:
         await narrow(site)
         await caller.send(GET)
         connection = await blocked(site)
-        unsent = connection._unsent
-        while connection._transport.get_write_buffer_size() == unsent:
-            await caller.read_exactly(4 * KIB)
-            await asyncio.sleep(0)
-        connection._write_by = connection._cut_at = 0.0  # the time is over
-        connection._ring()
+        await takes(caller, connection, 48 * KIB)
+        look(connection, after=31.0)
         assert not connection._transport.is_closing()
-        connection._write_by = connection._cut_at = 0.0  # once more, and nothing was taken in between
-        connection._ring()
+        look(connection, after=31.0)  # nothing was taken in between
         assert connection._transport.is_closing()
+
+
+async def test_what_the_kernel_holds_does_not_hide_that_the_caller_takes_it(serve: Start) -> None:
+    site = await serve(Flood(10 * KIB))
+    async with await site.caller(receive_buffer=64 * KIB) as caller:
+        await widen(site)
+        await caller.send(GET)
+        connection = await blocked(site)
+        unsent = connection._transport.get_write_buffer_size()
+        assert connection._held() > unsent
+        for _ in range(5):
+            await takes(caller, connection, 48 * KIB)
+            assert connection._transport.get_write_buffer_size() == unsent
+            look(connection, after=31.0 / 5)
+            assert not connection._transport.is_closing()
+
+
+async def test_a_caller_who_takes_less_than_the_rate_is_cut_off_after_the_time_allowed(serve: Start) -> None:
+    site = await serve(Flood(10 * KIB), answer_rate=1e6)
+    async with await site.caller(receive_buffer=64 * KIB) as caller:
+        await widen(site)
+        await caller.send(GET)
+        connection = await blocked(site)
+        for _ in range(2):
+            await takes(caller, connection, 20 * KIB)
+            look(connection, after=14.5)  # borne with, whatever he takes
+            assert not connection._transport.is_closing()
+        await takes(caller, connection, 20 * KIB)
+        look(connection, after=1.0)
+        assert connection._transport.is_closing()
+
+
+async def test_what_was_taken_buys_time_at_the_rate(serve: Start) -> None:
+    site = await serve(Flood(10 * KIB), answer_rate=500.0)
+    async with await site.caller(receive_buffer=64 * KIB) as caller:
+        await widen(site)
+        await caller.send(GET)
+        connection = await blocked(site)
+        taken = await takes(caller, connection, 48 * KIB)
+        look(connection, after=taken / 500 - 10)
+        assert connection._cut_at == pytest.approx(connection._unsent_since + taken / 500)
+
+
+async def test_a_stream_that_says_little_is_under_no_rate(serve: Start) -> None:
+    app = Held(begins=True)
+    site = await serve(app, stall_seconds=0.001, answer_rate=1e9)
+    async with await site.caller() as caller:
+        await caller.send(GET)
+        await app.entered.wait()
+        connection = await site.connection()
+        assert (connection.blocked, connection._write_by) == (None, None)
+        app.go.set()
+        assert (await caller.response()).body == b"onetwo"
+
+
+async def test_the_kernel_holds_little_that_it_can_not_send(serve: Start) -> None:
+    site = await serve(Flood(10 * KIB))
+    async with await site.caller(receive_buffer=64 * KIB) as caller:
+        await caller.send(GET)
+        connection = await blocked(site)
+        await rounds(20)
+        assert connection._held() - connection._transport.get_write_buffer_size() <= 512 * KIB
+
+
+async def test_where_the_kernel_does_not_tell_the_buffer_alone_is_looked_at(
+    serve: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> bytes:
+        raise OSError
+
+    site = await serve(Flood(10 * KIB))
+    async with await site.caller() as caller:
+        monkeypatch.setattr(fcntl, "ioctl", refuse)
+        await caller.send(GET)
+        connection = await blocked(site)
+        assert connection._held() == connection._transport.get_write_buffer_size()
 
 
 async def test_a_message_cut_off_in_the_middle_is_not_followed_by_another(serve: Start) -> None:

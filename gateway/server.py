@@ -91,7 +91,12 @@ async def _run(
 ) -> None:
     gateway = create_gateway(settings, logger=logger, writer=writer, transport=transport)
     signals = _Signals()
-    protocol = protocol_factory(gateway.limits, on_refused=lambda error: gateway.metrics.refused(error.status))
+
+    def refused(error: errors.GatewayError, request_id: str) -> None:
+        gateway.metrics.refused(error.status)
+        logger.warning("refused", status=error.status, code=error.code, request_id=request_id)
+
+    protocol = protocol_factory(gateway.limits, on_refused=refused)
     servers = [Server(_uvicorn(app, protocol)) for app in (gateway.api, gateway.admin)]
     running = [spawn(server.serve([bound]), name="serve") for server, bound in zip(servers, sockets, strict=True)]
     await _accepting(servers, running)

@@ -59,12 +59,15 @@ def read_target(url: bytes, limits: Limits) -> tuple[str, bytes, bytes]:
     return target
 
 
-def read_demands(version: str, headers: Fields, limits: Limits, known_host: bytes | None) -> tuple[bool, bytes | None]:
-    """Check what llhttp does not judge; tell whether the caller expects a 100, and its host.
+Demands = tuple[bool, bool, bytes | None]
+
+
+def read_demands(version: str, headers: Fields, limits: Limits, known_host: bytes | None) -> Demands:
+    """Check what llhttp does not judge; tell whether the body will be too large, if a 100 is expected, and the host.
 
     `known_host` is one that has passed before.
 
-    Raises CallerError (400), HeadTooLarge (431) or BodyTooLarge (413, from `content-length`).
+    Raises CallerError (400) or HeadTooLarge (431).
     """
     if version not in {"1.1", "1.0"}:
         raise malformed("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
@@ -77,13 +80,11 @@ def read_demands(version: str, headers: Fields, limits: Limits, known_host: byte
     if host is None or host != known_host:
         _check_host(host, version)
     length = fields.get(b"content-length")
-    if length is not None:
-        if int(length) > limits.body_bytes:
-            raise body_too_large(limits)
-    elif b"transfer-encoding" in fields:
+    oversized = length is not None and int(length) > limits.body_bytes
+    if length is None and b"transfer-encoding" in fields:
         _check_coding(fields[b"transfer-encoding"], version)
     expects = b"expect" in fields and version == "1.1" and fields[b"expect"].lower() == b"100-continue"
-    return expects, host
+    return oversized, expects, host
 
 
 def body_too_large(limits: Limits) -> BodyTooLarge:

@@ -15,7 +15,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `url_bytes`: the request target; over it 414.
     `head_seconds`: from the connection, or from the first byte of a later head, to the head's end; over it 408.
     `idle_seconds`: a kept-alive connection without a request; over it the connection is closed without a word.
-    `body_bytes`: request body without its framing; over it 413, before reading where `content-length` says so.
+    `body_bytes`: request body without its framing; over it 413, without reading it where `content-length` says so.
     `body_seconds`: from the head's end to the body's; over it 408.
     `body_rate`: bytes per second that a body must have made on average, once `body_grace_seconds` are over; under it 408.
     `stall_seconds`: a caller that takes nothing of what waits for it for this long (at most a tenth more) is cut off.

@@ -28,7 +28,7 @@ from gateway.errors import CallerTimeout, GatewayError
 
 __all__ = ["ClientDisconnected", "Limits", "protocol_factory"]
 
-OnRefused = Callable[[GatewayError], None]
+OnRefused = Callable[[GatewayError, str], None]
 
 _LOOKS = 10  # at a reader who takes nothing, before he is cut off: how exactly the time is kept
 _UNREAD_BYTES = 64 * 1024  # of body that the application has not taken: at this much, reading pauses
@@ -39,8 +39,8 @@ _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 def protocol_factory(limits: Limits | None = None, *, on_refused: OnRefused | None = None) -> type[asyncio.Protocol]:
     """Return the class for `uvicorn.Config(http=...)`.
 
-    `on_refused` hears of each request that was refused before there was a scope; it is called after the answer was
-    written, and must not block.
+    `on_refused` hears of each request that was refused before there was a scope, and the request id that the answer gave
+    it; it is called after the answer was written, and must not block.
     """
 
     class Listening(Connection):
@@ -295,10 +295,11 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, error: GatewayError) -> None:
         self._refusal = None
-        self.write(write_refusal(error, uuid.uuid4().hex, self.preamble()))
+        request_id = uuid.uuid4().hex
+        self.write(write_refusal(error, request_id, self.preamble()))
         self._end(linger=True)
         if self._hooks.on_refused is not None:
-            self._hooks.on_refused(error)
+            self._hooks.on_refused(error, request_id)
 
     def _end(self, *, linger: bool) -> None:
         self._deaf = True

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import httptools
 
-from gateway.api.heads import Fields, check_size, malformed, read_demands, read_target
+from gateway.api.heads import Fields, body_too_large, check_size, malformed, read_demands, read_target
 from gateway.api.limits import Limits
 from gateway.errors import HeadTooLarge, UrlTooLong
 
@@ -24,7 +24,10 @@ class Sink(Protocol):
     """Who is told."""
 
     def begin(self, scope: dict[str, Any], *, persistent: bool, expecting: bool) -> None:
-        """A head is complete. `scope` has what ASGI wants to know of it; `persistent`: it may be followed by another."""
+        """A head is complete. `scope` has what ASGI wants to know of it; `persistent`: it may be followed by another.
+
+        What is wrong with the body that it announces is raised after this.
+        """
         ...
 
     def on_body(self, data: bytes) -> None:
@@ -132,7 +135,7 @@ class Reader:
         if parser.should_upgrade():
             self._upgrading = headers
         version = parser.get_http_version()
-        expecting, self._known_host = read_demands(version, headers, limits, self._known_host)
+        oversized, expecting, self._known_host = read_demands(version, headers, limits, self._known_host)
         scope = {
             "http_version": version,
             "method": parser.get_method().decode("ascii"),
@@ -143,6 +146,8 @@ class Reader:
         }
         persistent = version == "1.1" and parser.should_keep_alive()
         self._sink.begin(scope, persistent=persistent, expecting=expecting)
+        if oversized:
+            raise body_too_large(limits)
 
     def _on_body(self, data: bytes) -> None:
         self._unaccounted = 0

@@ -21,13 +21,21 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 
 class Site:
-    """A listening server. `refused`: what the hook was told."""
+    """A listening server. `refused`, `refused_ids`: what the hook was told."""
 
-    def __init__(self, server: uvicorn.Server, refused: list[GatewayError]) -> None:
+    def __init__(self, server: uvicorn.Server, hook: list[tuple[GatewayError, str]]) -> None:
         self.server = server
         self.state = server.server_state
-        self.refused = refused
+        self._hook = hook
         self.port: int = server.servers[0].sockets[0].getsockname()[1]
+
+    @property
+    def refused(self) -> list[GatewayError]:
+        return [error for error, _ in self._hook]
+
+    @property
+    def refused_ids(self) -> list[str]:
+        return [request_id for _, request_id in self._hook]
 
     async def caller(self, **options: Any) -> Caller:
         return await Caller.connect(self.port, **options)
@@ -63,12 +71,12 @@ async def serve() -> AsyncIterator[Start]:
     sites: list[Site] = []
 
     async def start(app: Any, tls: ssl.SSLContext | None = None, **limits: Any) -> Site:
-        refused: list[GatewayError] = []
+        hook: list[tuple[GatewayError, str]] = []
         config = uvicorn.Config(
             app,
             host="127.0.0.1",
             port=0,
-            http=protocol_factory(Limits(**limits), on_refused=refused.append),
+            http=protocol_factory(Limits(**limits), on_refused=lambda *told: hook.append(told)),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -80,7 +88,7 @@ async def serve() -> AsyncIterator[Start]:
         server.lifespan = config.lifespan_class(config)
         await server.startup()
         await server.on_tick(0)
-        sites.append(Site(server, refused))
+        sites.append(Site(server, hook))
         return sites[-1]
 
     yield start

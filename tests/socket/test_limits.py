@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.socket.apps import Held, Receive, Scope, Send, deaf, echo, read
+from gateway.errors import BodyTooLarge
+from tests.socket.apps import Held, Receive, Scope, Send, deaf, echo, read, reply
 from tests.socket.conftest import Start
 from tests.support.client import rounds
 
@@ -19,7 +20,6 @@ TOO_MUCH = {
     "a field without end": (b"GET / HTTP/1.1\r\nHost: a\r\n" + BIG_FIELD, 431, "headers_too_large"),
     "URL": (b"GET /" + b"x" * 8192 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, "url_too_long"),
     "a URL without end": (b"GET /" + b"x" * 20_000, 414, "url_too_long"),
-    "announced body": (POST % (10 * 1024 * 1024 + 1), 413, "request_too_large"),
 }
 
 
@@ -41,6 +41,53 @@ async def test_a_head_that_is_too_much_is_refused(
         assert response.headers["connection"] == "close"
         assert await caller.closed()
     assert [error.status for error in site.refused] == [status]
+    assert site.refused_ids == [response.headers["x-request-id"]]
+
+
+@pytest.mark.parametrize("expects", [b"", b"Expect: 100-continue\r\n", b"Upgrade: h2c\r\nConnection: upgrade\r\n"])
+@pytest.mark.parametrize("behind", [b"", GET])
+async def test_an_announced_body_that_is_too_much_is_the_applications_to_refuse(
+    serve: Start, expects: bytes, behind: bytes
+) -> None:
+    raised: list[BaseException] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await echo(scope, receive, send)
+        except BodyTooLarge as error:
+            raised.append(error)
+            await reply(send, b"too much", 413)
+
+    site = await serve(app)
+    async with await site.caller() as caller:
+        await caller.send(behind + POST[:-2] % (10 * 1024 * 1024 + 1) + expects + b"\r\n", b"x" * 100_000)
+        if behind:
+            assert (await caller.response()).status == 200
+        response = await caller.response()
+        assert (response.status, response.body) == (413, b"too much")
+        assert response.headers["connection"] == "close"
+        assert await caller.closed()
+    assert len(raised) == 1
+    assert site.refused == []
+    assert site.state.total_requests == 1 + bool(behind)
+
+
+async def test_an_announced_body_that_is_too_much_is_refused_for_an_application_that_does_not(serve: Start) -> None:
+    site = await serve(echo)
+    async with await site.caller() as caller:
+        await caller.send(POST % (10 * 1024 * 1024 + 1))
+        response = await caller.response()
+        assert (response.status, response.error["code"]) == (413, "request_too_large")
+        assert await caller.closed()
+
+
+async def test_an_application_that_asks_for_no_body_does_not_mind_that_it_would_be_too_much(serve: Start) -> None:
+    site = await serve(deaf)
+    async with await site.caller() as caller:
+        await caller.send(POST % (10 * 1024 * 1024 + 1))
+        response = await caller.response()
+        assert (response.status, response.headers["connection"]) == (200, "close")
+        assert await caller.closed()
 
 
 async def test_what_is_just_within_the_limits_is_served(serve: Start) -> None:

@@ -141,7 +141,7 @@ async def staged(*scripts: Script, **sections: Any) -> AsyncIterator[Stage]:
 
 async def _listen(gateway: Gateway) -> uvicorn.Server:
     refused = gateway.metrics.refused
-    protocol = protocol_factory(gateway.limits, on_refused=lambda error: refused(error.status))
+    protocol = protocol_factory(gateway.limits, on_refused=lambda error, _: refused(error.status))
     config = uvicorn.Config(
         gateway.api, host="127.0.0.1", port=0, http=protocol, ws="none", lifespan="off", log_config=None
     )

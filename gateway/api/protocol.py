@@ -24,13 +24,14 @@ from gateway.api.heads import Preamble, body_too_large, write_refusal
 from gateway.api.limits import Limits
 from gateway.api.reader import Enough, Reader
 from gateway.api.turn import ClientDisconnected, Turn
-from gateway.errors import CallerTimeout, GatewayError
+from gateway.errors import CallerTimeout, GatewayError, ShuttingDown
 
 __all__ = ["ClientDisconnected", "Limits", "protocol_factory"]
 
 OnRefused = Callable[[GatewayError, str], None]
 
 _LOOKS = 10  # at a reader who takes nothing, before he is cut off: how exactly the time is kept
+_LAST_HEAD_SECONDS = 1.0  # for a head half read when the drain begins
 _UNREAD_BYTES = 64 * 1024  # of body that the application has not taken: at this much, reading pauses
 _UNSENT_BYTES = 128 * 1024  # that the kernel holds without having sent them; its own measure grows to 4 MB
 _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)
@@ -174,7 +175,12 @@ class Connection(asyncio.Protocol):
     def shutdown(self) -> None:
         """Close if idle; else after the answer under way, or the head half read. Called by uvicorn when it drains."""
         self.draining = True
-        if self._current is None and not self._reader.in_head and not self._lingering:
+        if self._current is not None or self._lingering:
+            return
+        if self._reader.in_head and self._read_by is not None:
+            self._read_by = min(self._read_by, self._loop.time() + _LAST_HEAD_SECONDS)
+            self._schedule()
+        else:
             self._close()
 
     def _unblock(self) -> None:
@@ -432,6 +438,7 @@ class Connection(asyncio.Protocol):
         elif self._incoming is not None:
             self._stumble(CallerTimeout("The request's body came too slowly."))
         elif self._head_timed:
-            self._stumble(CallerTimeout("The request's head came too slowly."))
+            slow = CallerTimeout("The request's head came too slowly.")
+            self._stumble(ShuttingDown("The gateway is shutting down.") if self.draining else slow)
         else:
             self._close()

@@ -60,6 +60,24 @@ async def test_a_head_half_read_is_served_before_the_connection_closes(serve: St
         assert await caller.closed()
 
 
+@pytest.mark.parametrize("head_seconds", [10.0, 0.5])
+async def test_a_head_half_read_is_not_waited_for_long(serve: Start, head_seconds: float) -> None:
+    site = await serve(echo, head_seconds=head_seconds)
+    async with await site.caller() as caller:
+        await caller.send(GET[:-2])
+        connection = await site.connection()
+        connection.shutdown()
+        assert connection._read_by is not None
+        assert connection._read_by - asyncio.get_running_loop().time() <= min(1.0, head_seconds)
+        connection._read_by = 0.0  # the time is over
+        connection._ring()
+        response = await caller.response()
+        assert (response.status, response.error["code"]) == (503, "server_shutting_down")
+        assert await caller.closed()
+    await site.quiet()
+    assert [error.status for error in site.refused] == [503]
+
+
 async def test_a_task_cancelled_at_the_end_of_the_drain_is_a_503(serve: Start) -> None:
     app = Held()
     site = await serve(app)

@@ -45,6 +45,7 @@ def protocol_factory(limits: Limits | None = None, *, on_refused: OnRefused | No
     """
 
     class Listening(Connection):
+        __slots__ = ()
         _limits = limits or Limits()
         _hooks = Hooks(on_refused)
         _preamble = Preamble()
@@ -67,6 +68,12 @@ class Connection(asyncio.Protocol):
     from then until the next answer is complete, only a failing write shows that the caller has gone.
     """
 
+    __slots__ = (
+        "_alarm", "_app", "_app_state", "_body_since", "_current", "_cut_at", "_deaf", "_head_timed", "_incoming",
+        "_lingering", "_loop", "_paused_at", "_read_by", "_reader", "_refusal", "_root_path", "_scope",
+        "_server_state", "_taken", "_thrown_away", "_transport", "_unsent", "_unsent_since", "_waiting", "_write_by",
+        "blocked", "draining", "slice_bytes", "tasks", "write",
+    )  # fmt: skip
     _limits: ClassVar[Limits] = Limits()
     _hooks: ClassVar[Hooks] = Hooks()
     _preamble: ClassVar[Preamble] = Preamble()
@@ -101,9 +108,8 @@ class Connection(asyncio.Protocol):
         self._head_timed = False
         self._body_since: float | None = None
         self._paused_at: float | None = None
-        self._unsent = 0
+        self._unsent = self._taken = 0
         self._unsent_since = self._cut_at = 0.0
-        self._taken = 0
         self.blocked: asyncio.Event | None = None
         self.tasks = server_state.tasks
         self.write: Callable[[bytes | memoryview], None]

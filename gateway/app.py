@@ -5,7 +5,7 @@ Everything is an argument and nothing is global, so that two of them can live in
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -18,20 +18,23 @@ from gateway.api.edge import Edge, Endpoint
 from gateway.api.limits import Limits
 from gateway.api.openai import OpenAI
 from gateway.api.ops import Health
+from gateway.assembly import Watcher, build_fleet, readings
 from gateway.call import Clock, Principal
-from gateway.dialects import DIALECTS
-from gateway.fleet import Fleet, Replica, Route, Target, Timeouts, Upstream
+from gateway.fleet import Fleet
 from gateway.flow.dispatch import Dispatch
 from gateway.flow.gate import Gate
 from gateway.observe.log import LineWriter
 from gateway.observe.metrics import Metrics
 from gateway.observe.record import Recorder
-from gateway.transport import TransportSettings, open_transport
+from gateway.observe.upstreams import families
 
 
 @dataclass(frozen=True)
 class Gateway:
-    """What is served: `api` on the API port, `admin` on the admin port; and what whoever serves them needs."""
+    """What is served: `api` on the API port, `admin` on the admin port; and what whoever serves them needs.
+
+    `watchers` are to be run beside.
+    """
 
     api: Edge
     admin: FastAPI
@@ -39,6 +42,7 @@ class Gateway:
     fleet: Fleet
     metrics: Metrics
     limits: Limits
+    watchers: Sequence[Watcher]
 
 
 def create_gateway(
@@ -51,17 +55,18 @@ def create_gateway(
     clock: Clock = time.perf_counter,
 ) -> Gateway:
     """Assemble. `transport` is the way out for all upstreams, instead of an engine for each; `clock` gives seconds."""
-    fleet = _fleet(settings, transport)
+    chance = rng or random.Random()  # noqa: S311 - it spreads load, and keeps no secret
+    fleet, watchers = build_fleet(settings, transport, chance, clock)
     health = Health()
     metrics = Metrics(
         inflight=lambda: len(edge.open),
-        load=lambda: _load(fleet),
+        measures=lambda: families(readings(fleet, clock())),
         dropped=lambda: 0 if writer is None else writer.dropped,
     )
-    openai = OpenAI(fleet, Dispatch(rng or random.Random(), clock), clock, started_at=int(_wall_time()))  # noqa: S311
+    openai = OpenAI(fleet, Dispatch(chance, clock), clock, started_at=int(_wall_time()))
     edge = Edge(_endpoints(openai), health, _gate(settings.auth), Recorder(metrics, logger).finish, clock)
     limits = Limits(**settings.server.limits.values())
-    return Gateway(edge, create_admin(metrics.registry, health), health, fleet, metrics, limits)
+    return Gateway(edge, create_admin(metrics.registry, health), health, fleet, metrics, limits, watchers)
 
 
 def _wall_time() -> float:
@@ -81,33 +86,3 @@ def _endpoints(openai: OpenAI) -> dict[str, Endpoint]:
 def _gate(auth: config.Auth) -> Gate:
     keys = {key.key.get_secret_value(): Principal(key.name, key.models) for key in auth.keys}
     return Gate(keys, required=auth.required)
-
-
-def _fleet(settings: config.Settings, transport: httpx.AsyncBaseTransport | None) -> Fleet:
-    upstreams = {name: _upstream(name, upstream, transport) for name, upstream in settings.upstreams.items()}
-    routes = [
-        Route(name, [Target(upstreams[target.upstream], target.model, target.weight) for target in model.targets])
-        for name, model in settings.models.items()
-    ]
-    return Fleet(upstreams, routes)
-
-
-def _upstream(name: str, upstream: config.Upstream, transport: httpx.AsyncBaseTransport | None) -> Upstream:
-    dialect = DIALECTS[upstream.kind]
-    headers = [*dialect.headers(None if upstream.api_key is None else upstream.api_key.get_secret_value())]
-    for header, value in (("openai-organization", upstream.organization), ("openai-project", upstream.project)):
-        if value is not None:
-            headers.append((header, value))
-    return Upstream(
-        name,
-        dialect,
-        [Replica(url, dialect, headers) for url in upstream.replicas],
-        transport or open_transport(TransportSettings(**upstream.transport.values())),
-        Timeouts(**upstream.timeouts.values()),
-    )
-
-
-def _load(fleet: Fleet) -> Iterable[tuple[str, str, int]]:
-    for upstream in fleet.upstreams.values():
-        for replica in upstream.replicas:
-            yield upstream.name, replica.name, replica.inflight

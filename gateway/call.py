@@ -5,14 +5,15 @@ Plain records with no behaviour beyond their own arithmetic. They must not know 
 
 import asyncio
 from collections.abc import Callable
-from typing import Literal
+from math import inf
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from gateway.errors import GatewayError
 
 Kind = Literal["chat", "completions", "embeddings", "models", "unknown"]
-Phase = Literal["body", "upstream", "streaming"]
+Phase = Literal["body", "queue", "upstream", "backoff", "streaming"]
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -50,6 +51,14 @@ class Call(msgspec.Struct):
     choices: int = 1
 
 
+class Try(NamedTuple):
+    """One attempt that has ended."""
+
+    upstream: str
+    replica: str
+    outcome: str
+
+
 class Exchange:
     """The one record of one call: every room writes what it learns, and it is told to log and metrics once, at the end.
 
@@ -60,10 +69,14 @@ class Exchange:
         "attempts",
         "committed_at",
         "content_at",
+        "deadline",
         "end_reason",
         "ended_at",
         "estimated",
         "events",
+        "first_byte_by",
+        "gave_up",
+        "hedge",
         "interruption",
         "key_name",
         "kind",
@@ -76,11 +89,13 @@ class Exchange:
         "relayed_at",
         "replica",
         "request_id",
+        "retries",
         "sent_at",
         "started_at",
         "status",
         "stream",
         "task",
+        "tries",
         "upstream",
         "upstream_model",
         "upstream_seconds",
@@ -95,7 +110,13 @@ class Exchange:
         self.upstream = ""
         self.upstream_model = ""
         self.replica = ""
-        self.attempts = 0
+        self.attempts = 0  # begun
+        self.tries: list[Try] = []  # ended
+        self.retries: list[tuple[str, str]] = []  # the upstream that failed, and how: each was tried again, or beside
+        self.gave_up = ""  # why it was not tried once more
+        self.hedge = ""  # which of two attempts side by side was served: first, second or neither
+        self.deadline = inf  # moments of the loop's clock: until when the caller waits for all of the answer
+        self.first_byte_by = inf  # and for its first byte
         self.stream = False
         self.prompt_chars = 0
         self.phase: Phase = "body"

@@ -1,4 +1,4 @@
-"""The commands: `gateway serve`, `check`, `config schema` and `demo`.
+"""The commands: `gateway serve`, `check`, `explain`, `config schema` and `demo`.
 
 Each turns its options into settings and hands them on; what is wrong is told in lines on stderr, without a traceback,
 and the exit code is 1. It must not know how a config is read, nor how anything is served.
@@ -25,6 +25,7 @@ from gateway.config import (
     require_files,
     schema,
 )
+from gateway.explain import UnknownModel, UnreadableMetrics, explained, read
 
 PORT = click.IntRange(0, 65535)
 TRY = """\
@@ -100,6 +101,21 @@ def check(named: Path | None) -> None:
     click.echo(f"{path or 'environment'}: ok ({told})")
 
 
+@main.command()
+@config_option
+@click.option("--model", required=True, metavar="NAME", help="What a caller would ask for.")
+@click.option(
+    "--url", metavar="URL", help="Admin port of a running gateway, whose metrics tell how the replicas stand."
+)
+def explain(named: Path | None, model: str, url: str | None) -> None:
+    """Tell which way a request for a model would go."""
+    environ = process_environment()
+    path = find(named, environ)
+    with _told():
+        settings = load(path, environ) if path else from_environment(environ)
+        click.echo(explained(settings, model, None if url is None else read(url)))
+
+
 @main.group()
 def config() -> None:
     """Tell about the config file."""
@@ -113,10 +129,10 @@ def config_schema() -> None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """What is wrong with a config, or with the addresses in it, ends the command in plain lines."""
+    """What is wrong with a config or an option, or with the addresses in them, ends the command in plain lines."""
     try:
         yield
-    except ConfigError as failure:
+    except (ConfigError, UnknownModel, UnreadableMetrics) as failure:
         click.echo(str(failure), err=True)
     except OSError as failure:
         told = ": ".join(str(part) for part in (failure.filename, failure.strerror) if part)

@@ -17,14 +17,17 @@ This file must not know HTTP libraries, upstreams or metrics. The tree::
     ├── Internal                     500  internal_error: a fault of ours
     ├── Unavailable                  503  the gateway cannot take the call now
     │   ├── ShuttingDown             503  server_shutting_down
+    │   ├── Overloaded               503  overloaded: every place at the upstream is taken, and so is the queue for one
     │   └── PoolExhausted            503  pool_exhausted
     ├── CallerLeft                   499  the caller closed the connection; never sent, only recorded
     └── UpstreamError                502  an upstream was tried and failed
         ├── UpstreamUnreachable      502  upstream_unreachable (also upstream_dns, upstream_tls)
         ├── UpstreamTimeout          504  upstream_connect_timeout, _write_, _first_byte_, _idle_, upstream_timeout
+        │   └── DeadlinePassed       504  deadline_exceeded: the time is up that the caller itself had set
         ├── UpstreamBroken           502  it answered, but not with what was asked for
         ├── UpstreamThrottled        429  rate_limit_exceeded
-        ├── UpstreamOverloaded       503  upstream_overloaded
+        ├── UpstreamOverloaded       503  upstream_overloaded: it said when to come back
+        ├── UpstreamUnavailable      503  upstream_unavailable: it did not
         ├── UpstreamQuota            503  upstream_quota: our account there is dry
         ├── UpstreamUnauthorized     502  upstream_auth: our key there was refused
         └── UpstreamRejected         4xx  the upstream refused the caller's request
@@ -34,6 +37,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import orjson
+
+NO_RETRY = {"x-should-retry": "false"}
+UNSAID_WAIT = 1.0  # seconds that a caller is told to wait where the upstream named none
 
 
 class GatewayError(Exception):
@@ -153,10 +159,11 @@ class HeadTooLarge(CallerError):
 
 
 class Internal(GatewayError):
-    """A fault of ours; the request id finds the log line that explains it."""
+    """A fault of ours; the request id finds the log line that explains it. It may have come after an upstream was tried."""
 
     def __init__(self, request_id: str) -> None:
-        super().__init__(f"The gateway failed to handle this request (request id {request_id}).")
+        message = f"The gateway failed to handle this request (request id {request_id})."
+        super().__init__(message, headers=NO_RETRY)
 
 
 class Unavailable(GatewayError):
@@ -173,6 +180,12 @@ class ShuttingDown(Unavailable):
     """The drain's deadline has passed with this call still open."""
 
     code = "server_shutting_down"
+
+
+class Overloaded(Unavailable):
+    """Each replica has as many calls as it may have, and as many as may wait are waiting: nothing was tried."""
+
+    code = "overloaded"
 
 
 class PoolExhausted(Unavailable):
@@ -204,7 +217,7 @@ class UpstreamError(GatewayError):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message, code=code, param=param, headers={"x-should-retry": "false", **(headers or {})})
+        super().__init__(message, code=code, param=param, headers={**NO_RETRY, **(headers or {})})
 
 
 class UpstreamUnreachable(UpstreamError):
@@ -220,6 +233,15 @@ class UpstreamTimeout(UpstreamError):
     code = "upstream_timeout"
 
 
+class DeadlinePassed(UpstreamTimeout):
+    """The caller had said how long it would wait, and the reply was not complete by then."""
+
+    code = "deadline_exceeded"
+
+    def __init__(self, message: str = "The time is up that this request had set itself.") -> None:
+        super().__init__(message)
+
+
 class UpstreamBroken(UpstreamError):
     """It answered, but not with what was asked for; `code` says how."""
 
@@ -227,18 +249,33 @@ class UpstreamBroken(UpstreamError):
 
 
 class UpstreamThrottled(UpstreamError):
-    """The upstream said 429."""
+    """The upstream said 429. `again`: seconds after which it wants to be asked again, None where it did not say."""
 
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
 
+    def __init__(self, message: str, *, again: float | None = None) -> None:
+        super().__init__(message, headers=retry_after_headers(UNSAID_WAIT if again is None else again))
+        self.again = again
 
-class UpstreamOverloaded(UpstreamError):
-    """The upstream said 503 or 529: come back later."""
+
+class UpstreamOverloaded(UpstreamThrottled):
+    """The upstream said 503 and when to come back, or 529."""
 
     status = 503
+    type = "server_error"
     code = "upstream_overloaded"
+
+
+class UpstreamUnavailable(UpstreamError):
+    """The upstream said 503, and not when to come back: something is broken there."""
+
+    status = 503
+    code = "upstream_unavailable"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers=retry_after_headers(UNSAID_WAIT))
 
 
 class UpstreamQuota(UpstreamError):

@@ -1,8 +1,9 @@
-"""One table: what happened at an upstream -> what it means.
+"""One table: what happened at an upstream -> what it means -> what is made of it.
 
-Everything that can go wrong there is turned into one GatewayError here, and every GatewayError (or its absence) into
-one Outcome, which retry, breaker, balance, metrics and log all read. Pure: no I/O, no clock, no logger. Exceptions are
-judged by httpx's classes and by the phase they came in, so that any transport under httpx is judged alike.
+Everything that can go wrong there is turned into one GatewayError here (which is what the caller is told), every
+GatewayError (or its absence) into one Outcome, which metrics and log tell of, and every Outcome into one Reaction, which
+retry, breaker and balance go by. Pure: no I/O, no clock, no logger. Exceptions are judged by httpx's classes and by the
+phase they came in, so that any transport under httpx is judged alike.
 """
 
 import email.utils
@@ -10,15 +11,17 @@ import math
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from enum import StrEnum
+from enum import Enum, IntEnum, StrEnum
 from typing import Literal, NamedTuple
 
 import httpx
 
 from gateway import errors
 
-_SHORTEST_WAIT = 1.0
 _LONGEST_WAIT = 86_400.0
+LONGEST_COOLING = (
+    120.0  # seconds; what an upstream may keep us away for by a header, while callers are told what it said
+)
 
 Phase = Literal["head", "first_event", "body", "stream"]
 """What was awaited: an answer's head; a stream's first event (with its head); a body; more of a stream."""
@@ -28,22 +31,22 @@ class Outcome(StrEnum):
     """What came of a call or an attempt."""
 
     SERVED = "served"
-    OVERLOADED = "overloaded"  # 429, 503: come back later
+    OVERLOADED = "overloaded"  # 429, or 503 with a time to come back
     FAILED = "failed"
     TIMED_OUT = "timed_out"
     REJECTED = "rejected"  # the caller's fault: it will be wrong again
     UNAUTHORISED = "unauthorised"  # our key is bad, or our account is dry
-    ABANDONED = "abandoned"  # the caller left: nobody's fault
+    ABANDONED = "abandoned"  # the caller left, or would wait no longer: nobody's fault
 
 
 _OUTCOMES: tuple[tuple[type[errors.GatewayError], Outcome], ...] = (
     (errors.CallerLeft, Outcome.ABANDONED),
+    (errors.DeadlinePassed, Outcome.ABANDONED),
     (errors.CallerError, Outcome.REJECTED),
     (errors.UpstreamRejected, Outcome.REJECTED),
     (errors.UpstreamUnauthorized, Outcome.UNAUTHORISED),
     (errors.UpstreamQuota, Outcome.UNAUTHORISED),
     (errors.UpstreamThrottled, Outcome.OVERLOADED),
-    (errors.UpstreamOverloaded, Outcome.OVERLOADED),
     (errors.Unavailable, Outcome.OVERLOADED),
     (errors.UpstreamTimeout, Outcome.TIMED_OUT),
     (errors.GatewayError, Outcome.FAILED),
@@ -62,6 +65,64 @@ def end_reason(error: errors.GatewayError | None) -> str:
     if error is None:
         return "done"
     return "upstream_rejected" if isinstance(error, errors.UpstreamRejected) else str(error.code)
+
+
+class Again(IntEnum):
+    """Where the same call may be tried again, before anything of it has been answered."""
+
+    NEVER = 0
+    OTHER_UPSTREAM = 1  # another key
+    ELSEWHERE = 2  # another replica
+    ANYWHERE = 3  # the same one too, after a wait
+
+
+class Verdict(Enum):
+    """What a breaker counts."""
+
+    SERVED = 1
+    FAILED = 2
+    NONE = 3
+
+
+class Reaction(NamedTuple):
+    """What an outcome does: to the call, to the breaker of the replica, to that of the upstream's key, to balancing."""
+
+    again: Again
+    replica: Verdict = Verdict.NONE
+    key: Verdict = Verdict.NONE
+    cools: bool = False  # the replica is left alone for a time, for the model that was asked for
+
+
+REACTIONS: dict[Outcome, Reaction] = {
+    Outcome.SERVED: Reaction(Again.NEVER, Verdict.SERVED, Verdict.SERVED),
+    Outcome.OVERLOADED: Reaction(Again.ANYWHERE, cools=True),
+    Outcome.FAILED: Reaction(Again.ANYWHERE, Verdict.FAILED),
+    Outcome.TIMED_OUT: Reaction(Again.ANYWHERE, Verdict.FAILED),
+    Outcome.REJECTED: Reaction(Again.NEVER),
+    Outcome.UNAUTHORISED: Reaction(Again.OTHER_UPSTREAM, key=Verdict.FAILED),
+    Outcome.ABANDONED: Reaction(Again.NEVER),
+}
+# Where we ourselves are the bottleneck no replica is to blame, and waiting again would be a second queue.
+_POOL_EXHAUSTED = Reaction(Again.ELSEWHERE)
+_OURS = Reaction(Again.NEVER)
+# It would be the same again at the same place; what is too large is too large everywhere.
+_AGAIN = {
+    "upstream_tls": Again.ELSEWHERE,
+    "upstream_redirect": Again.ELSEWHERE,
+    "upstream_bad_content_type": Again.ELSEWHERE,
+    "upstream_bad_encoding": Again.ELSEWHERE,
+    "upstream_response_too_large": Again.NEVER,
+}
+
+
+def reaction(error: errors.GatewayError | None) -> Reaction:
+    """What is made of it."""
+    if isinstance(error, errors.Unavailable):
+        return _POOL_EXHAUSTED if isinstance(error, errors.PoolExhausted) else _OURS
+    usual = REACTIONS[judge(error)]
+    if error is None or usual.again is Again.NEVER or error.code not in _AGAIN:
+        return usual
+    return usual._replace(again=_AGAIN[error.code])
 
 
 # An exception of the transport.
@@ -146,45 +207,61 @@ class Refusal(NamedTuple):
 def of_status(status: int, refusal: Refusal, headers: Mapping[str, str]) -> errors.GatewayError:
     """What an answer outside 200-299 means. `headers`: lower-case names; only when to come back is read of them."""
     rule = _STATUSES.get(status) or _CLASSES.get(status // 100) or _unexpected
-    return rule(status, refusal, errors.retry_after_headers(_retry_after(headers)))
+    return rule(status, refusal, retry_after(headers))
 
 
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the upstream asked to wait; a second where it did not, or not in words that anybody would keep to."""
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the upstream asked to wait: `retry-after-ms`, or `retry-after` as seconds or as a date (RFC 9110 10.2.3).
+
+    None where it said nothing, or nothing that anybody could keep to.
+    """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * unit
         except ValueError:
             continue
-        if math.isfinite(seconds) and 0 <= seconds <= _LONGEST_WAIT:
-            return seconds
+        if math.isfinite(seconds) and seconds >= 0:
+            return min(seconds, _LONGEST_WAIT)
     return _until(headers.get("retry-after", ""), headers.get("date", ""))
 
 
-def _until(then: str, now: str) -> float:
+def _until(then: str, now: str) -> float | None:
     try:
         waiting = email.utils.parsedate_to_datetime(then) - email.utils.parsedate_to_datetime(now)
     except (ValueError, TypeError, OverflowError):  # TypeError: one of both without a time zone
-        return _SHORTEST_WAIT
-    return min(max(waiting.total_seconds(), _SHORTEST_WAIT), _LONGEST_WAIT)
+        return None
+    return min(max(waiting.total_seconds(), 0.0), _LONGEST_WAIT)
 
 
-def _throttled(status: int, refusal: Refusal, again: dict[str, str]) -> errors.GatewayError:
+def _throttled(status: int, refusal: Refusal, again: float | None) -> errors.GatewayError:
     if "insufficient_quota" in (refusal.type, refusal.code):
         return _dry(status, refusal, again)
-    return errors.UpstreamThrottled("The upstream is limiting the rate of requests.", headers=again)
+    return errors.UpstreamThrottled("The upstream is limiting the rate of requests.", again=again)
 
 
-def _dry(_status: int, _refusal: Refusal, again: dict[str, str]) -> errors.GatewayError:
-    return errors.UpstreamQuota("The gateway's account at the upstream is out of quota.", headers=again)
+def _dry(_status: int, _refusal: Refusal, again: float | None) -> errors.GatewayError:
+    headers = errors.retry_after_headers(errors.UNSAID_WAIT if again is None else again)
+    return errors.UpstreamQuota("The gateway's account at the upstream is out of quota.", headers=headers)
 
 
 def _unauthorized(*_: object) -> errors.GatewayError:
     return errors.UpstreamUnauthorized("The upstream did not accept the gateway's credentials.")
 
 
-def _overloaded(_status: int, _refusal: Refusal, again: dict[str, str]) -> errors.GatewayError:
-    return errors.UpstreamOverloaded("The upstream is overloaded.", headers=again)
+def _forbidden(_status: int, refusal: Refusal, again: float | None) -> errors.GatewayError:
+    if refusal.code == "model_not_found":  # how OpenAI says that a project may not use this one model
+        return _rejected(404, refusal, again)
+    return _unauthorized()
+
+
+def _unavailable(status: int, refusal: Refusal, again: float | None) -> errors.GatewayError:
+    if again is None:
+        return errors.UpstreamUnavailable("The upstream is not available.")
+    return _overloaded(status, refusal, again)
+
+
+def _overloaded(_status: int, _refusal: Refusal, again: float | None) -> errors.GatewayError:
+    return errors.UpstreamOverloaded("The upstream is overloaded.", again=again)
 
 
 def _failed(*_: object) -> errors.GatewayError:
@@ -195,7 +272,7 @@ def _timed_out(*_: object) -> errors.GatewayError:
     return errors.UpstreamTimeout("The upstream timed out.")
 
 
-def _rejected(status: int, refusal: Refusal, _again: dict[str, str]) -> errors.GatewayError:
+def _rejected(status: int, refusal: Refusal, _again: float | None) -> errors.GatewayError:
     return errors.UpstreamRejected(
         refusal.message or "The upstream refused the request.",
         status=status,
@@ -213,16 +290,16 @@ def _unexpected(*_: object) -> errors.GatewayError:
     return errors.UpstreamBroken("The upstream answered with an unexpected status.")
 
 
-_Reading = Callable[[int, Refusal, dict[str, str]], errors.GatewayError]
+_Reading = Callable[[int, Refusal, float | None], errors.GatewayError]
 _STATUSES: dict[int, _Reading] = {
     401: _unauthorized,
     402: _dry,
-    403: _unauthorized,
+    403: _forbidden,
     407: _unauthorized,
     408: _failed,
     425: _failed,
     429: _throttled,
-    503: _overloaded,
+    503: _unavailable,
     504: _timed_out,
     529: _overloaded,
 }

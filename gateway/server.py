@@ -102,12 +102,16 @@ async def _run(
     await _accepting(servers, running)
     api, admin = (bound.getsockname() for bound in sockets)
     logger.info("listening", version=__version__, host=api[0], port=api[1], admin_host=admin[0], admin_port=admin[1])
+    watching = [spawn(watcher.run(), name="watcher") for watcher in gateway.watchers]
     gc.collect()
     gc.freeze()
     try:
         await signals.stop.wait()
         await _drain(gateway, servers, running, signals, settings)
     finally:
+        for watcher in watching:
+            watcher.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         await gateway.fleet.aclose()
         logger.info("stopped")
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from gateway import __version__
 from gateway.cli import main
+from gateway.config import Settings
 
 GOOD = """\
 auth: {keys: [{name: a, key: "${CALLERS_KEY}"}]}
@@ -68,13 +69,13 @@ def test_check_finds_the_file_by_itself_or_by_the_environment() -> None:
 
 
 def test_check_tells_every_mistake_on_stderr_and_fails() -> None:
-    Path("gateway.yaml").write_text(GOOD.replace("openai", "qwen") + "retry: {attempts: 3}\n")
+    Path("gateway.yaml").write_text(GOOD.replace("openai", "qwen") + "retries: {attempts: 3}\n")
     result = run("check", CALLERS_KEY="short")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
         "gateway.yaml:1: auth.keys[0].key: must be at least 8 visible ASCII characters without spaces",
         "gateway.yaml:3: upstreams.there.kind: not supported; supported here: openai",
-        "gateway.yaml:7: retry: unknown key; known here: server, auth, upstreams, models, timeouts, log",
+        "gateway.yaml:7: retries: unknown key; known here: server, auth, upstreams, models, timeouts, retry, breaker, log",
     ]
 
 
@@ -110,7 +111,7 @@ def test_no_command_prints_a_secret() -> None:
 def test_config_schema_prints_json() -> None:
     made = json.loads(run("config", "schema").stdout)
     assert made["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert set(made["properties"]) == {"server", "auth", "upstreams", "models", "timeouts", "log"}
+    assert set(made["properties"]) == set(Settings.model_fields)
 
 
 def test_serve_tells_mistakes_and_does_not_start() -> None:

@@ -5,7 +5,7 @@ import textwrap
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -13,23 +13,34 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from gateway.admission import ConcurrencySettings
 from gateway.api.limits import Limits
 from gateway.config import (
+    Breaker,
+    Concurrency,
     ConfigError,
+    Health,
     LimitsConfig,
+    Retry,
     Settings,
     Timeouts,
     TransportConfig,
+    Upstream,
     announcement,
     demo_ports,
     find,
     from_environment,
     listening,
     load,
+    resolve,
     schema,
 )
 from gateway.config.document import read
 from gateway.fleet import Timeouts as FleetTimeouts
+from gateway.health import HealthSettings
+from gateway.policy.balance import BALANCES
+from gateway.policy.breaker import BreakerSettings
+from gateway.policy.retry import RetrySettings
 from gateway.transport.settings import TransportSettings
 
 GOOD = """\
@@ -89,10 +100,34 @@ def test_the_least_that_must_be_said_gets_production_defaults() -> None:
     assert (config.server.drain_seconds, config.server.linger_seconds) == (120.0, 0.0)
     assert config.auth.required
     assert config.auth.keys[0].models == ("*",)
-    assert config.upstreams["openai"].replicas == ("https://api.openai.com/v1",)
+    assert config.upstreams["openai"].replicas == (("https://api.openai.com/v1", 1.0),)
     assert config.models["gpt-4o-mini"].targets[0].model is None
     assert config.models["gpt-4o-mini"].targets[0].weight == 1.0
+    assert config.models["gpt-4o-mini"].fallbacks == ()
+    assert config.models["gpt-4o-mini"].hedge is None
+    assert config.upstreams["openai"].balance == "least_load"
+    assert (config.upstreams["openai"].health.enabled, config.upstreams["openai"].health.path) == (None, None)
     assert (config.log.format, config.log.level) == ("json", "info")
+
+
+def test_an_upstream_with_few_connections_gets_no_more_calls_than_those() -> None:
+    few = loaded(with_upstream("url: 'http://a', transport: {max_connections: 7}"))
+    many = loaded(with_upstream("url: 'http://a', transport: {max_connections: 7000}"))
+    assert [config.upstreams["there"].concurrency.limit for config in (few, many)] == [7, 1000]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("chat", "chat"), ("gpt-4o", "gpt-*"), ("gpt-4o-mini", "gpt-4o-mini"), ("gpt", "*"), ("*", "*"), ("", "*")],
+)
+def test_a_models_own_name_goes_before_a_pattern_and_a_longer_pattern_before_a_shorter_one(
+    model: str, name: str
+) -> None:
+    assert resolve(model, ["*", "gpt-*", "g*x", "gpt-4o-mini", "chat"]) == name
+
+
+def test_a_model_that_no_name_takes_is_none() -> None:
+    assert resolve("gpt", ["gpt-*", "gpt-4o"]) is None
 
 
 def test_everything_that_can_be_said_is_kept() -> None:
@@ -103,25 +138,39 @@ def test_everything_that_can_be_said_is_kept() -> None:
         upstreams:
           vllm:
             kind: openai
-            urls: ["http://vllm-0:8000/v1/", "http://[::1]:8000/v1"]
+            urls: ["http://vllm-0:8000/v1/", {url: "http://[::1]:8000/v1/", weight: 2.5}]
+            balance: weighted
             organization: org-1
             project: proj-1
             timeouts: {first_token: 5}
             transport:
               {max_connections: 2, keepalive_expiry: 3, max_connection_age: 4, ca_file: a, client_cert: b, client_key: c,
                engine: httpx, proxy: "http://user:word@proxy:3128"}
+            retry: {attempts: 10, reserve: 0}
+            breaker: {served: 0, slow_start: 0}
+            concurrency: {limit: 2, queue: 0, wait: 0.5}
+            health: {enabled: yes, path: /health, interval: 1, timeout: 2, failures: 3}
+          pods: {kind: openai, url: "http://vllm.models.svc:8000/v1", discovery: dns}
         models:
-          chat: {targets: [{upstream: vllm, model: Qwen/Qwen3-32B, weight: 3}, {upstream: vllm, weight: 0}]}
-          "gpt-*": {targets: [{upstream: vllm, model: one-for-all}]}
+          chat:
+            targets: [{upstream: vllm, model: Qwen/Qwen3-32B, weight: 3}, {upstream: vllm, weight: 0}]
+            fallbacks: [gpt-4o, "any/other"]
+            hedge: {after: 0.5}
+          "gpt-*": {targets: [{upstream: vllm, model: one-for-all}], hedge: {after: p95}}
           "*": {targets: [{upstream: vllm}]}
         timeouts: {idle: 7, first_token: 6}
+        retry: {attempts: 2, base: 1, cap: 1, budget: 1, reserve: 3, longest_wait: 0}
+        breaker: {failures: 1, served: 0.5, volume: 2, window: 3, ejection: 4, max_ejection: 5, slow_start: 6}
         log: {format: console, level: debug}
         """
     )
     vllm = config.upstreams["vllm"]
     assert config.server.admin_address == "::1"
     assert not config.auth.required
-    assert vllm.replicas == ("http://vllm-0:8000/v1", "http://[::1]:8000/v1")
+    assert vllm.replicas == (("http://vllm-0:8000/v1", 1.0), ("http://[::1]:8000/v1", 2.5))
+    assert (vllm.balance, vllm.discovery, config.upstreams["pods"].discovery) == ("weighted", "none", "dns")
+    assert vllm.concurrency.values() == {"limit": 2, "queue": 0, "wait": 0.5}
+    assert vllm.health.values() == {"enabled": True, "path": "/health", "interval": 1.0, "timeout": 2.0, "failures": 3}
     assert vllm.api_key is None
     assert (vllm.timeouts.first_token, vllm.timeouts.idle, vllm.timeouts.reply) == (5.0, 7.0, 300.0)
     assert vllm.transport.values() == {
@@ -134,6 +183,27 @@ def test_everything_that_can_be_said_is_kept() -> None:
         "engine": "httpx",
         "proxy": "http://user:word@proxy:3128",
     }
+    assert vllm.retry.values() == {
+        "attempts": 10,
+        "base": 1.0,
+        "cap": 1.0,
+        "budget": 1.0,
+        "reserve": 0,
+        "longest_wait": 0.0,
+    }
+    assert vllm.breaker.values() == {
+        "failures": 1,
+        "served": 0.0,
+        "volume": 2,
+        "window": 3.0,
+        "ejection": 4.0,
+        "max_ejection": 5.0,
+        "slow_start": 0.0,
+    }
+    assert config.upstreams["pods"].retry == config.retry
+    assert config.upstreams["pods"].breaker == config.breaker
+    assert config.models["chat"].fallbacks == ("gpt-4o", "any/other")
+    assert [model.hedge and model.hedge.after for model in config.models.values()] == [0.5, "p95", None]
     assert [target.weight for target in config.models["chat"].targets] == [3.0, 0.0]
     assert list(config.models) == ["chat", "gpt-*", "*"]
 
@@ -150,6 +220,13 @@ def test_defaults_are_those_of_the_code_that_they_set() -> None:
     transport = dataclasses.asdict(TransportSettings())
     assert TransportConfig().values() == {name: transport[name] for name in TransportConfig.model_fields}
     assert Timeouts().values() == msgspec.structs.asdict(FleetTimeouts())
+    assert Retry().values() == msgspec.structs.asdict(RetrySettings())
+    assert Concurrency().values() == msgspec.structs.asdict(ConcurrencySettings())
+    health = msgspec.structs.asdict(HealthSettings())
+    assert Health().values() == {"enabled": None, "path": None} | health
+    breaker = msgspec.structs.asdict(BreakerSettings())
+    assert Breaker().values() == {name: breaker[name] for name in breaker if name != "jitter"} | {"slow_start": 30.0}
+    assert set(get_args(Upstream.model_fields["balance"].annotation)) == set(BALANCES)
 
 
 # --- scalars and variables ----------------------------------------------------------------------------------------
@@ -220,7 +297,7 @@ def test_json_is_a_config_too() -> None:
 
 # --- what is said of a bad file -----------------------------------------------------------------------------------
 
-KNOWN_AT_TOP = "server, auth, upstreams, models, timeouts, log"
+KNOWN_AT_TOP = "server, auth, upstreams, models, timeouts, retry, breaker, log"
 BAD = {
     "a missing variable": (
         GOOD.replace("${OPENAI_API_KEY}", "${NO_SUCH_VARIABLE}"),
@@ -234,14 +311,157 @@ BAD = {
         GOOD.replace("${OPENAI_API_KEY}", "${OPENAI_API_KEY:-${SEARCH_TEAM_KEY}}"),
         ["5: upstreams.openai.api_key: ${ must begin ${NAME} or ${NAME:-default}; write $${ for the characters"],
     ),
-    "an unknown section": (with_extra("retry: {attempts: 3}"), [f"8: retry: unknown key; known here: {KNOWN_AT_TOP}"]),
+    "an unknown section": (
+        with_extra("hedging: {after: 3}"),
+        [f"8: hedging: unknown key; known here: {KNOWN_AT_TOP}"],
+    ),
     "a section of a later release": (
         with_extra("store: {url: 'sqlite:///gateway.db'}"),
         [f"8: store: unknown key; known here: {KNOWN_AT_TOP}"],
     ),
-    "fallbacks": (
-        GOOD.replace("[{upstream: openai}]", "[{upstream: openai}], fallbacks: [x]"),
-        ["7: models.gpt-4o-mini.fallbacks: unknown key; known here: targets"],
+    "an unknown setting of a model": (
+        GOOD.replace("[{upstream: openai}]", "[{upstream: openai}], fallback: [x], hedge: {before: 1}"),
+        [
+            "7: models.gpt-4o-mini.hedge.after: required",
+            "7: models.gpt-4o-mini.hedge.before: unknown key; known here: after",
+            "7: models.gpt-4o-mini.fallback: unknown key; known here: targets, fallbacks, hedge",
+        ],
+    ),
+    "fallbacks that can't be": (
+        GOOD + "  x-*: {targets: [{upstream: openai}]}\n"
+        "  a: {targets: [{upstream: openai}], fallbacks: [x-1, nowhere, a, x-*, x-1, gpt-4o-mini, gpt-4o-minI]}\n"
+        "  b: {targets: [{upstream: openai}], fallbacks: a}\n"
+        "  c: {targets: [{upstream: openai}], fallbacks: [[a], null, x-1]}\n",
+        [
+            "9: models.a.fallbacks[1]: no model has this name, and no pattern takes it",
+            "9: models.a.fallbacks[2]: a model can't fall back to itself",
+            "9: models.a.fallbacks[3]: must be one model's name, and not a pattern",
+            "9: models.a.fallbacks[6]: no model has this name, and no pattern takes it",
+            "9: models.a.fallbacks[4]: the same model as fallbacks[0]",
+            "10: models.b.fallbacks: must be a list",
+            "11: models.c.fallbacks[0]: must be text",
+            "11: models.c.fallbacks[1]: has no value",
+        ],
+    ),
+    "hedges that can't be": (
+        GOOD
+        + "".join(
+            f"  m{index}: {{targets: [{{upstream: openai}}], hedge: {hedge}}}\n"
+            for index, hedge in enumerate(
+                ["p95", "{after: p99}", "{after: 0}", "{after: nan}", "{after: [1]}", "{}", "{after: }"]
+            )
+        ),
+        [
+            "8: models.m0.hedge: must be a mapping",
+            *(f"{8 + at}: models.m{at}.hedge.after: must be p95, or seconds, more than 0" for at in range(1, 5)),
+            "13: models.m5.hedge.after: required",
+            "14: models.m6.hedge.after: has no value",
+        ],
+    ),
+    "retries that can't be": (
+        with_extra("retry:\n  attempts: 0\n  base: 0\n  cap: many\n  budget: 1.1\n  reserve: -1\n  longest_wait: 121"),
+        [
+            "9: retry.attempts: must be at least 1",
+            "10: retry.base: must be more than 0",
+            "11: retry.cap: must be a number",
+            "12: retry.budget: must be at most 1",
+            "13: retry.reserve: must be at least 0",
+            "14: retry.longest_wait: must be at most 120",
+        ],
+    ),
+    "too many retries": (with_extra("retry: {attempts: 11}"), ["8: retry.attempts: must be at most 10"]),
+    "a breaker that can't be": (
+        with_extra("breaker: {failures: 0, served: 2, volume: 0, window: 0, ejection: 0, slow_start: -1, jitter: 1}"),
+        [
+            "8: breaker.failures: must be more than 0",
+            "8: breaker.served: must be at most 1",
+            "8: breaker.volume: must be more than 0",
+            "8: breaker.window: must be more than 0",
+            "8: breaker.ejection: must be more than 0",
+            "8: breaker.slow_start: must be at least 0",
+            (
+                "8: breaker.jitter: unknown key; "
+                "known here: failures, served, volume, window, ejection, max_ejection, slow_start"
+            ),
+        ],
+    ),
+    "bounds the wrong way round": (
+        with_upstream("url: 'http://a', retry: {base: 2, cap: '1'}, breaker: {ejection: 2, max_ejection: 1}")
+        + "retry: {base: 3, cap: 2}\nbreaker: {ejection: 3, max_ejection: 2}\n",
+        [
+            "3: upstreams.there.retry.cap: must not be less than base",
+            "3: upstreams.there.breaker.max_ejection: must not be less than ejection",
+            "5: retry.cap: must not be less than base",
+            "6: breaker.max_ejection: must not be less than ejection",
+        ],
+    ),
+    "more calls than connections": (
+        (
+            "auth: {required: false}\nupstreams:\n"
+            "  a: {kind: openai, url: 'http://a', concurrency: {limit: 1001}}\n"
+            "  b: {kind: openai, url: 'http://b', concurrency: {limit: 11}, transport: {max_connections: 10}}\n"
+            "  c: {kind: openai, url: 'http://c', concurrency: {limit: 10}, transport: {max_connections: 10}}\n"
+            "models: {m: {targets: [{upstream: a}]}}\n"
+        ),
+        [
+            "3: upstreams.a.concurrency.limit: must be at most transport.max_connections, which is 1000 unless given",
+            "4: upstreams.b.concurrency.limit: must be at most transport.max_connections",
+        ],
+    ),
+    "concurrency and health that can't be": (
+        with_upstream(
+            "url: 'http://a', concurrency: {limit: 0, queue: -1, wait: 0}, "
+            "health: {enabled: maybe, path: health, interval: 0, timeout: 0, failures: 0}"
+        ),
+        [
+            "3: upstreams.there.concurrency.limit: must be more than 0",
+            "3: upstreams.there.concurrency.queue: must be at least 0",
+            "3: upstreams.there.concurrency.wait: must be more than 0",
+            "3: upstreams.there.health.enabled: must be true or false",
+            "3: upstreams.there.health.path: must begin with one /, in visible ASCII characters without spaces or #",
+            "3: upstreams.there.health.interval: must be more than 0",
+            "3: upstreams.there.health.timeout: must be more than 0",
+            "3: upstreams.there.health.failures: must be more than 0",
+        ],
+    ),
+    "replicas that can't be": (
+        with_upstream(
+            "balance: first, discovery: consul, "
+            "urls: [{weight: 2}, {url: 'http://a', weight: 0}, {url: ftp://a}, {url: 'http://b', wait: 1}, [a], null]"
+        ),
+        [
+            "3: upstreams.there.urls[0].url: required",
+            "3: upstreams.there.urls[1].weight: must be more than 0",
+            "3: upstreams.there.urls[2].url: must be an http:// or https:// URL with a host",
+            "3: upstreams.there.urls[3].wait: unknown key; known here: url, weight",
+            "3: upstreams.there.urls[4]: must be a URL, or a mapping with url and weight",
+            "3: upstreams.there.urls[5]: has no value",
+            "3: upstreams.there.discovery: not supported; supported here: none, dns",
+            "3: upstreams.there.balance: not supported; supported here: least_load, round_robin, weighted",
+        ],
+    ),
+    "the same URL with and without a weight": (
+        with_upstream("urls: ['http://a/v1', {url: 'http://a/v1/', weight: 2}], balance: round_robin"),
+        [
+            "3: upstreams.there.urls[1]: the same URL as urls[0]",
+            "3: upstreams.there.urls[1].weight: needs balance: least_load or weighted",
+        ],
+    ),
+    "discovery of what is not a name": (
+        (
+            "auth: {required: false}\nupstreams:\n"
+            "  a: {kind: openai, urls: ['http://a', 'http://b'], discovery: dns}\n"
+            "  b: {kind: openai, url: 'http://10.0.0.1:8000/v1', discovery: dns}\n"
+            "  c: {kind: openai, url: 'https://[::1]/v1', discovery: dns}\n"
+            "  d: {kind: openai, url: 'http://d', discovery: dns, transport: {engine: httpx}}\n"
+            "models: {m: {targets: [{upstream: a}]}}\n"
+        ),
+        [
+            "3: upstreams.a.discovery: dns needs url, and not urls",
+            "4: upstreams.b.discovery: dns needs a host name in url, and not an address",
+            "5: upstreams.c.discovery: dns needs a host name in url, and not an address",
+            "6: upstreams.d.discovery: dns needs transport.engine: own",
+        ],
     ),
     "a misspelt setting": (
         with_extra("log: {Format: json}"),
@@ -535,7 +755,7 @@ def test_mistakes_of_every_sort_are_told_at_once() -> None:
               - {upstream: opena, weight: 0}
         timeouts: {idle: 0}
         timeouts: {idle: 0}
-        retry: {attempts: 3}
+        retries: {attempts: 3}
         """
     assert mistakes(text) == [
         "1: server.port: must be a whole number",
@@ -551,7 +771,7 @@ def test_mistakes_of_every_sort_are_told_at_once() -> None:
         '12: models."gpt-4.1".targets[0].upstream: no upstream has this name',
         "13: timeouts.idle: must be more than 0",
         "14: timeouts: given twice, first on line 13",
-        f"15: retry: unknown key; known here: {KNOWN_AT_TOP}",
+        f"15: retries: unknown key; known here: {KNOWN_AT_TOP}",
     ]
 
 
@@ -644,6 +864,13 @@ def test_no_secret_is_in_the_repr_of_settings_or_in_their_json() -> None:
         "models: {m: {targets: [{upstream: SECRET, weight: SECRET}]}}",
         "models: {m: {targets: {SECRET: SECRET}}}",
         "models: {m: {SECRET: SECRET}}",
+        "models: {m: {fallbacks: [SECRET, SECRET], hedge: {after: SECRET}}}",
+        "models: {m: {fallbacks: SECRET, hedge: SECRET}}",
+        "upstreams: {a: {kind: openai, urls: [{url: SECRET, weight: SECRET, SECRET: SECRET}, 'http://SECRET@a', [SECRET]]}}",
+        "upstreams: {a: {kind: openai, url: 'http://SECRET:a/', discovery: dns, balance: SECRET}}",
+        "upstreams: {a: {kind: openai, health: {path: SECRET, enabled: SECRET}, concurrency: {limit: SECRET}}}",
+        "retry: {base: 1, cap: SECRET, budget: SECRET}",
+        "breaker: SECRET",
     ],
 )
 @pytest.mark.parametrize("secret", ["sk-Planted-1234", "planted-without-digits"])
@@ -662,10 +889,32 @@ def test_no_mistake_repeats_a_secret_wherever_it_was_put(where: str, secret: str
 SECTIONS = st.sampled_from(
     ["server", "auth", "keys", "upstreams", "models", "targets", "timeouts", "log", "kind", "url"]
 )
+SETTINGS = st.sampled_from(
+    [
+        "fallbacks",
+        "hedge",
+        "after",
+        "retry",
+        "base",
+        "cap",
+        "breaker",
+        "urls",
+        "weight",
+        "discovery",
+        "balance",
+        "concurrency",
+        "limit",
+        "transport",
+        "health",
+        "path",
+    ]
+)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["${A}", "*"])
 TREES = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(SECTIONS | st.text(max_size=4), inner, max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(SECTIONS | SETTINGS | st.text(max_size=4), inner, max_size=5)
+    ),
     max_leaves=25,
 )
 QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -688,6 +937,11 @@ def only_config_errors(text: str) -> None:
 @example({"upstreams": {"a": {"urls": [[], {}, None]}}, "models": {"m": {"targets": [None, {"weight": {}}]}}})
 @example({"auth": {"keys": [[], {"key": {}}, {"key": {}}], "required": {}}, "server": {"port": [], "admin_port": []}})
 @example({"auth": {"keys": "text", "required": None}})
+@example(
+    {"models": {"m": {"fallbacks": [[], {}, None, "*"], "hedge": {"after": {}}}, "n": {"hedge": {"after": [None]}}}}
+)
+@example({"upstreams": {"a": {"urls": [{"url": {}, "weight": []}], "discovery": "dns", "balance": "round_robin"}}})
+@example({"upstreams": {"a": {"url": "http://[", "discovery": "dns", "concurrency": {"limit": "inf"}}}})
 def test_junk_of_the_right_shape_is_a_config_error(tree: Any) -> None:
     only_config_errors(yaml.safe_dump(tree, allow_unicode=True))
 
@@ -720,7 +974,7 @@ def test_what_a_variable_holds_never_becomes_structure(value: str) -> None:
 
 def test_an_openai_key_in_the_environment_serves_every_model_to_this_machine_only() -> None:
     config = from_environment({"OPENAI_API_KEY": "sk-of-the-gateway"})
-    assert config.upstreams["openai"].replicas == ("https://api.openai.com/v1",)
+    assert config.upstreams["openai"].replicas == (("https://api.openai.com/v1", 1.0),)
     assert config.upstreams["openai"].api_key is not None
     assert config.upstreams["openai"].api_key.get_secret_value() == "sk-of-the-gateway"
     assert list(config.models) == ["*"]
@@ -743,7 +997,7 @@ def test_a_gateway_key_in_the_environment_is_the_callers_key() -> None:
     assert config.auth.required
     assert [(key.name, key.key.get_secret_value()) for key in config.auth.keys] == [("default", "sk-of-the-callers")]
     assert config.server.host == "0.0.0.0"
-    assert config.upstreams["openai"].replicas == ("http://localhost:9000/secret-path/v1",)
+    assert config.upstreams["openai"].replicas == (("http://localhost:9000/secret-path/v1", 1.0),)
     assert announcement(config) == [
         'no config file, so from the environment: every model ("*") goes to http://localhost:9000',
         "callers must send GATEWAY_KEY",
@@ -862,5 +1116,14 @@ def test_every_setting_is_described_in_the_schema() -> None:
 
 def test_the_schema_lets_a_variable_stand_for_a_number_or_a_word() -> None:
     made = schema()["$defs"]
-    for section, setting in (("Server", "port"), ("Timeouts", "idle"), ("Auth", "required"), ("Log", "level")):
+    settings = ("Server", "port"), ("Timeouts", "idle"), ("Auth", "required"), ("Log", "level"), ("Upstream", "balance")
+    for section, setting in settings:
         assert {"type": "string", "pattern": r"\$\{"} in made[section]["properties"][setting]["anyOf"]
+
+
+def test_the_schema_takes_a_replica_as_its_url_alone() -> None:
+    made = schema()["$defs"]
+    assert made["Upstream"]["properties"]["urls"]["items"] == {
+        "anyOf": [{"type": "string"}, {"$ref": "#/$defs/Replica"}]
+    }
+    assert made["Replica"]["required"] == ["url"]

@@ -32,15 +32,18 @@ def settings(section: dict[str, Any], path: str, definitions: dict[str, Any]) ->
     found = []
     for name, said in section["properties"].items():
         below = _section(said, definitions)
-        if below is None:
+        if below is None or "anyOf" in said.get("items", {}):  # or it may be text as well
             found.append((f"{path}{name}", _default(name, said, section), said["description"]))
-        else:
+        if below is not None:
             found += settings(below[0], f"{path}{name}{below[1]}.", definitions)
     return found
 
 
 def _section(said: dict[str, Any], definitions: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
-    for held, entry in ((said, ""), (said.get("items", {}), "[]"), (said.get("additionalProperties", {}), ".NAME")):
+    items = said.get("items", {})
+    items = next((held for held in items.get("anyOf", []) if "$ref" in held), items)
+    said = next((held for held in said.get("anyOf", []) if "$ref" in held), said)
+    for held, entry in ((said, ""), (items, "[]"), (said.get("additionalProperties", {}), ".NAME")):
         if "$ref" in held:
             return definitions[held["$ref"].rpartition("/")[2]], entry
     return None
@@ -54,15 +57,16 @@ def _default(name: str, said: dict[str, Any], section: dict[str, Any]) -> str:
     default = said.get("default")
     if default is None:
         return "none"
-    return f"`{json.dumps(int(default) if isinstance(default, float) else default)}`".replace('`"', "`").replace(
-        '"`', "`"
-    )
+    return f"`{json.dumps(int(default) if isinstance(default, float) and default.is_integer() else default)}`".replace(
+        '`"', "`"
+    ).replace('"`', "`")
 
 
+MERGED = tuple(f"upstreams.NAME.{section}." for section in ("timeouts", "retry", "breaker"))
 ROWS = [
     f"| `{path}` | {default} | {description} |"
     for path, default, description in settings(schema(), "", schema()["$defs"])
-    if not path.startswith("upstreams.NAME.timeouts.")  # one row says that they are as the top-level ones
+    if not path.startswith(MERGED)  # one row for each says that they are as the top-level ones
 ]
 
 

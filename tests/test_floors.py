@@ -13,10 +13,21 @@ FLOORS: list[tuple[str, list[str]]] = [
     ("words", ["gateway", "gateway.errors", "gateway.call", "gateway.alarm"]),
     ("pure", ["gateway.outcome", "gateway.policy", "gateway.wire", "gateway.dialects"]),
     ("adapters", ["gateway.transport", "gateway.store", "gateway.observe", "gateway.tasks"]),
-    ("state", ["gateway.fleet", "gateway.health", "gateway.admission"]),
+    ("state", ["gateway.fleet", "gateway.health", "gateway.admission", "gateway.discovery"]),
     ("flow", ["gateway.flow"]),
     ("face", ["gateway.api"]),
-    ("assembly", ["gateway.app", "gateway.server", "gateway.cli", "gateway.demo", "gateway.config"]),
+    (
+        "assembly",
+        [
+            "gateway.app",
+            "gateway.assembly",
+            "gateway.server",
+            "gateway.cli",
+            "gateway.demo",
+            "gateway.config",
+            "gateway.explain",
+        ],
+    ),
 ]
 FLOOR_OF = {room: number for number, (_, rooms) in enumerate(FLOORS) for room in rooms}
 

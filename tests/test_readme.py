@@ -173,7 +173,7 @@ def test_every_command_line_is_one_that_the_program_takes(line: str) -> None:
 
 def test_the_table_of_commands_is_the_programs() -> None:
     table = set(re.findall(r"^\| `gateway ([a-z ]+)` \|", README, re.MULTILINE))
-    assert table == {"serve", "check", "demo", "config schema"} == set(_commands(main))
+    assert table == {"serve", "check", "explain", "demo", "config schema"} == set(_commands(main))
 
 
 def _commands(group: click.Group, prefix: str = "") -> Iterator[str]:

@@ -3,13 +3,20 @@
 Knows ASGI; must not know models, upstreams or metrics.
 """
 
+import asyncio
 from collections.abc import Sequence
+from math import inf, nan
 
 from starlette.types import Receive
 
 from gateway.call import Exchange, Principal
-from gateway.errors import CallerLeft, UnsupportedMedia
+from gateway.errors import CallerError, CallerLeft, UnsupportedMedia
 from gateway.flow.answer import Answer
+
+# Seconds in one unit of each. The first bounds the whole call; the SDKs' own only how long they wait for a first byte.
+_PATIENCE = {b"x-request-timeout-ms": 0.001, b"x-stainless-read-timeout": 1.0, b"x-stainless-timeout": 1.0}
+_MARGIN = 0.25  # seconds
+_LONGEST_NUMBER = 32
 
 
 class Caller:
@@ -34,7 +41,7 @@ class Caller:
 
     async def json_body(self) -> bytes:
         """The whole body, which says that it is JSON. Raises CallerError, CallerLeft."""
-        self._expect_json()
+        self._read_head()
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body"):
             body: bytes = message["body"]
@@ -47,13 +54,35 @@ class Caller:
             message = await self._receive()
         raise CallerLeft("The caller left.")
 
-    def _expect_json(self) -> None:
+    def _read_head(self) -> None:
+        """That the body is JSON, and for how long the caller will wait."""
         content_type = b""
         for name, value in self._headers:
             if name == b"content-type":
                 content_type = value
+            elif name in _PATIENCE:
+                self._be_quick(name, value)
             elif name == b"content-encoding" and value.lower() != b"identity":
                 raise UnsupportedMedia("Send the body without an encoding.", code="unsupported_content_encoding")
         media = content_type.partition(b";")[0].strip().lower()
         if media != b"application/json":
             raise UnsupportedMedia("Send the body as application/json.")
+
+    def _be_quick(self, name: bytes, value: bytes) -> None:
+        exchange, now = self.exchange, asyncio.get_running_loop().time()
+        seconds = _number(value) * _PATIENCE[name]
+        if name != b"x-request-timeout-ms":
+            # Just before the SDK gives up and asks again, twice, by itself: our answer tells it not to.
+            if 0 < seconds < inf:
+                exchange.first_byte_by = min(exchange.first_byte_by, now + seconds - min(0.1 * seconds, _MARGIN))
+        elif 0 < seconds < inf:
+            exchange.deadline = now + seconds
+        else:
+            raise CallerError("Give a number of milliseconds.", code="invalid_timeout", param="x-request-timeout-ms")
+
+
+def _number(value: bytes) -> float:
+    try:
+        return float(value) if len(value) < _LONGEST_NUMBER else nan
+    except ValueError:
+        return nan

@@ -13,8 +13,9 @@ from gateway.api.caller import Caller
 from gateway.call import Call, Clock, Kind
 from gateway.fleet import Fleet, Route
 from gateway.flow.answer import Silence
+from gateway.flow.attempt import Plain
 from gateway.flow.catalogue import catalogue
-from gateway.flow.dispatch import Dispatch, Plain
+from gateway.flow.dispatch import Dispatch
 from gateway.flow.gate import may_use
 from gateway.flow.relay import Meter, relay_plain, relay_stream
 from gateway.wire.chat import read_call
@@ -66,11 +67,8 @@ class OpenAI:
             if isinstance(reply, Plain):
                 await relay_plain(reply, answer, call, exchange)
                 return
-            try:
-                meter = Meter(exchange, call)
-                await relay_stream(reply, answer, silence, meter, self._clock)
-            finally:
-                await reply.settle()
+            async with reply:
+                await relay_stream(reply, answer, silence, Meter(exchange, call), self._clock)
         finally:
             silence.close()
 

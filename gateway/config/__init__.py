@@ -3,10 +3,12 @@
 The only room that reads the environment. It says everything that is wrong with a config at once, and it must not know
 what the settings do, nor open a socket, nor repeat a value that it was given: values are secrets until proved otherwise.
 
-`settings` holds the shapes, `checks` what two settings say together, `document` the YAML file, `telling` the words for
+`fields` holds the words for single values, `upstreams` and `settings` the shapes, `checks` what two settings say together, `document` the YAML file, `telling` the words for
 what is wrong, `loading` the ways in.
 """
 
+from gateway.config.checks import resolve
+from gateway.config.fields import Secret
 from gateway.config.loading import (
     ConfigError,
     announcement,
@@ -19,16 +21,13 @@ from gateway.config.loading import (
     require_files,
 )
 from gateway.config.schema import schema
-from gateway.config.settings import (
-    Auth,
-    Key,
-    LimitsConfig,
-    Log,
-    Model,
-    Secret,
-    Server,
-    Settings,
-    Target,
+from gateway.config.settings import Auth, Hedge, Key, LimitsConfig, Log, Model, Server, Settings, Target
+from gateway.config.upstreams import (
+    Breaker,
+    Concurrency,
+    Health,
+    Replica,
+    Retry,
     Timeouts,
     TransportConfig,
     Upstream,
@@ -36,11 +35,17 @@ from gateway.config.settings import (
 
 __all__ = [
     "Auth",
+    "Breaker",
+    "Concurrency",
     "ConfigError",
+    "Health",
+    "Hedge",
     "Key",
     "LimitsConfig",
     "Log",
     "Model",
+    "Replica",
+    "Retry",
     "Secret",
     "Server",
     "Settings",
@@ -56,5 +61,6 @@ __all__ = [
     "load",
     "process_environment",
     "require_files",
+    "resolve",
     "schema",
 ]

@@ -4,8 +4,10 @@ It reads plain data and skips what does not have the shape that it looks for, so
 same breath as those of shape. Pure: it must not know pydantic, YAML or files, and never puts a value in a message.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from gateway.config.mistake import Mistake, Place
 
@@ -17,14 +19,22 @@ def contradictions(given: object) -> Iterator[Mistake]:
     if not isinstance(given, Mapping):
         return
     config: Mapping[str, Any] = given
-    upstreams = _mapping(config.get("upstreams"))
+    upstreams, models = _mapping(config.get("upstreams")), _mapping(config.get("models"))
     yield from _server(_mapping(config.get("server")))
     yield from _auth(config.get("auth", {}))
+    yield from _retry_and_breaker((), config)
     for name, upstream in upstreams.items():
         if isinstance(upstream, Mapping):
             yield from _upstream(("upstreams", name), upstream)
-    for name, model in _mapping(config.get("models")).items():
-        yield from _model(("models", name), _mapping(model), upstreams)
+    for name, model in models.items():
+        yield from _targets(("models", name, "targets"), _mapping(model), upstreams)
+        yield from _fallbacks(("models", name, "fallbacks"), _mapping(model), models)
+
+
+def resolve(model: str, names: Iterable[str]) -> str | None:
+    """Which of the configured `names` a call for `model` goes by: its own, else the longest pattern, else None."""
+    patterns = [name for name in names if name == model or (name.endswith("*") and model.startswith(name[:-1]))]
+    return max(patterns, key=lambda name: (name == model, len(name)), default=None)
 
 
 def _server(server: Mapping[str, Any]) -> Iterator[Mistake]:
@@ -46,36 +56,96 @@ def _auth(auth: object) -> Iterator[Mistake]:
             yield Mistake(("auth", "keys", later, field), f"the same {thing} as auth.keys[{earlier}]")
 
 
+def _retry_and_breaker(place: Place, section: Mapping[str, Any]) -> Iterator[Mistake]:
+    for name, lower, upper in (("retry", "base", "cap"), ("breaker", "ejection", "max_ejection")):
+        said = _mapping(section.get(name))
+        least, most = _number(said.get(lower)), _number(said.get(upper))
+        if least is not None and most is not None and most < least:
+            yield Mistake((*place, name, upper), f"must not be less than {lower}")
+
+
 def _upstream(place: Place, upstream: Mapping[str, Any]) -> Iterator[Mistake]:
-    single, several = upstream.get("url") is not None, bool(upstream.get("urls"))
-    if single and several:
-        yield Mistake((*place, "urls"), "give either url or urls")
-    if not single and not several:
-        yield Mistake((*place, "url"), "required: give url, or urls for several replicas")
-    for later, earlier in _repeats([str(url).rstrip("/") for url in _sequence(upstream.get("urls"))]):
-        yield Mistake((*place, "urls", later), f"the same URL as urls[{earlier}]")
+    yield from _addresses(place, upstream)
+    yield from _discovery(place, upstream)
+    yield from _retry_and_breaker(place, upstream)
     transport = _mapping(upstream.get("transport"))
     if transport.get("client_key") is not None and transport.get("client_cert") is None:
         yield Mistake((*place, "transport", "client_key"), "needs client_cert")
     if transport.get("proxy") is not None and transport.get("engine", "own") == "own":
         yield Mistake((*place, "transport", "proxy"), "needs engine: httpx")
+    limit = _number(_mapping(upstream.get("concurrency")).get("limit"))
+    connections = _number(transport.get("max_connections", 1000))
+    if limit is not None and connections is not None and limit > connections:
+        default = "" if "max_connections" in transport else ", which is 1000 unless given"
+        yield Mistake((*place, "concurrency", "limit"), f"must be at most transport.max_connections{default}")
 
 
-def _model(place: Place, model: Mapping[str, Any], upstreams: Mapping[str, Any]) -> Iterator[Mistake]:
+def _addresses(place: Place, upstream: Mapping[str, Any]) -> Iterator[Mistake]:
+    url, several = upstream.get("url"), upstream.get("urls")
+    if url is not None and several:
+        yield Mistake((*place, "urls"), "give either url or urls")
+    if url is None and not several:
+        yield Mistake((*place, "url"), "required: give url, or urls for several replicas")
+    entries = [entry if isinstance(entry, Mapping) else {"url": entry} for entry in _sequence(several)]
+    urls = [entry.get("url") for entry in entries]
+    for later, earlier in _repeats([url.rstrip("/") if isinstance(url, str) else None for url in urls]):
+        yield Mistake((*place, "urls", later), f"the same URL as urls[{earlier}]")
+    for index, entry in enumerate(entries):
+        if "weight" in entry and upstream.get("balance") == "round_robin":
+            yield Mistake((*place, "urls", index, "weight"), "needs balance: least_load or weighted")
+
+
+def _discovery(place: Place, upstream: Mapping[str, Any]) -> Iterator[Mistake]:
+    if upstream.get("discovery") != "dns":
+        return
+    url = upstream.get("url")
+    if upstream.get("urls"):
+        yield Mistake((*place, "discovery"), "dns needs url, and not urls")
+    elif isinstance(url, str) and _is_address(url):
+        yield Mistake((*place, "discovery"), "dns needs a host name in url, and not an address")
+    if _mapping(upstream.get("transport")).get("engine") == "httpx":
+        yield Mistake((*place, "discovery"), "dns needs transport.engine: own")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        ip_address(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
+    return True
+
+
+def _targets(place: Place, model: Mapping[str, Any], upstreams: Mapping[str, Any]) -> Iterator[Mistake]:
     targets = [_mapping(target) for target in _sequence(model.get("targets"))]
     for index, target in enumerate(targets):
         name = target.get("upstream")
         if isinstance(name, str) and name not in upstreams:
-            yield Mistake((*place, "targets", index, "upstream"), "no upstream has this name")
-    if targets and all(_nothing(target.get("weight", 1)) for target in targets):
-        yield Mistake((*place, "targets"), "at least one target needs a weight above 0")
+            yield Mistake((*place, index, "upstream"), "no upstream has this name")
+    if targets and all(_number(target.get("weight", 1)) == 0 for target in targets):
+        yield Mistake(place, "at least one target needs a weight above 0")
 
 
-def _nothing(weight: object) -> bool:
+def _fallbacks(place: Place, model: Mapping[str, Any], models: Mapping[str, Any]) -> Iterator[Mistake]:
+    fallbacks = _sequence(model.get("fallbacks"))
+    for index, name in enumerate(fallbacks):
+        if not isinstance(name, str):
+            continue
+        if name == place[1]:
+            yield Mistake((*place, index), "a model can't fall back to itself")
+        elif name.endswith("*"):
+            yield Mistake((*place, index), "must be one model's name, and not a pattern")
+        elif resolve(name, models) is None:
+            yield Mistake((*place, index), "no model has this name, and no pattern takes it")
+    for later, earlier in _repeats(fallbacks):
+        yield Mistake((*place, later), f"the same model as fallbacks[{earlier}]")
+
+
+def _number(given: object) -> float | None:
+    """The number that was given as itself or as text, or None where there is none."""
     try:
-        return float(str(weight)) == 0
+        return float(str(given))
     except ValueError:
-        return False
+        return None
 
 
 def _repeats(values: Sequence[object]) -> Iterator[tuple[int, int]]:

@@ -142,7 +142,7 @@ def demo_ports(port: int | None, admin_port: int | None, environ: Mapping[str, s
 
 def announcement(settings: Settings) -> list[str]:
     """What `from_environment` made, in lines for whoever started it; without secrets."""
-    url = urlsplit(settings.upstreams["openai"].replicas[0])
+    url = urlsplit(settings.upstreams["openai"].url or "")
     lines = [f'no config file, so from the environment: every model ("*") goes to {url.scheme}://{url.netloc}']
     if settings.auth.required:
         lines.append("callers must send GATEWAY_KEY")

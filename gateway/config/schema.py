@@ -1,7 +1,7 @@
 """The JSON Schema of the config file, for editors and for whoever generates configs.
 
-It is pydantic's, but for two things that hold of a file and not of the settings made from it: a number or a word may
-be given as `${VARIABLE}`, and an upstream has either `url` or `urls`.
+It is pydantic's, but for what holds of a file and not of the settings made from it: a number or a word may be given as
+`${VARIABLE}`, an upstream has either `url` or `urls`, and a replica may be its URL alone.
 """
 
 from typing import Any
@@ -35,5 +35,7 @@ def _or_variable(schema: JsonSchemaValue) -> JsonSchemaValue:
 def schema() -> dict[str, Any]:
     """JSON Schema, draft 2020-12, with every setting's description and default."""
     made = Settings.model_json_schema(schema_generator=_WithVariables)
-    made["$defs"]["Upstream"]["oneOf"] = [{"required": ["url"]}, {"required": ["urls"]}]
+    upstream = made["$defs"]["Upstream"]
+    upstream["oneOf"] = [{"required": ["url"]}, {"required": ["urls"]}]
+    upstream["properties"]["urls"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Replica"}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": "gateway.yaml"}

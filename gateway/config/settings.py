@@ -4,130 +4,39 @@ Frozen, and unknown keys are refused, so that a misspelt setting can't be a sile
 its documentation: the JSON Schema shows it. Nothing here knows YAML, lines, the environment or how to say a mistake.
 """
 
-import re
-from ipaddress import IPv6Address
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import SplitResult, urlsplit
+from math import inf
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gateway.config.checks import contradictions
-
-Secret = SecretStr
-
-RESERVED = "unknown"  # the metrics' label for what is not configured
-
-
-def _model_name(name: str) -> str:
-    if not name or len(name) > 256 or re.search(r"[\s${}]", name):
-        raise PydanticCustomError(
-            "name", "a model's name is 1 to 256 characters without spaces, dollar signs or braces"
-        )
-    if "*" in name[:-1]:
-        raise PydanticCustomError("name", "a * may only be the last character of a name")
-    if name == RESERVED:
-        raise PydanticCustomError("name", "the name unknown is reserved")
-    return name
+from gateway.config.fields import (
+    CallersKey,
+    Count,
+    Host,
+    ModelName,
+    Port,
+    Positive,
+    Seconds,
+    Section,
+    UpstreamName,
+    some,
+)
+from gateway.config.upstreams import Breaker, Retry, Timeouts, Upstream
 
 
-def _upstream_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name) or name == RESERVED:
-        raise PydanticCustomError("name", "must match [a-z0-9][a-z0-9_-]{0,62}, and not be unknown")
-    return name
-
-
-def _host(host: str) -> str:
-    if not re.fullmatch(r"[0-9A-Za-z._:%-]+", host):
-        raise PydanticCustomError("host", "must be a host name or an address")
-    return host
-
-
-def _some(things: tuple[Any, ...]) -> tuple[Any, ...]:
-    """At least one. Field's own min_length would count only those that are right, and say one mistake twice."""
-    if not things:
-        raise PydanticCustomError("some", "must not be empty")
-    return things
-
-
-def _visible(text: str) -> str:
-    if not re.fullmatch(r"[!-~]+", text):
-        raise PydanticCustomError("visible", "must be visible ASCII characters without spaces, and not empty")
-    return text
-
-
-def _visible_secret(secret: SecretStr) -> SecretStr:
-    _visible(secret.get_secret_value())
-    return secret
-
-
-def _callers_key(secret: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"[!-~]{8,}", secret.get_secret_value()):
-        raise PydanticCustomError("key", "must be at least 8 visible ASCII characters without spaces")
-    return secret
-
-
-_LABEL = r"[0-9A-Za-z_](?:[0-9A-Za-z_-]*[0-9A-Za-z_])?"
-_AUTHORITY = re.compile(rf"(?:[^@]*@)?(?:\[([0-9A-Fa-f:.]+)\]|{_LABEL}(?:\.{_LABEL})*\.?)(?::[0-9]+)?")
-
-
-def _http_url(url: str) -> SplitResult:
-    """The parts of a URL that a request can be sent to. Raises PydanticCustomError."""
+def _seconds_or_p95(after: object) -> object:
+    """Refused here and not by the union, which would say of one value two things that are wrong."""
+    if after == "p95":
+        return after
     try:
-        parts = urlsplit(url)
-        authority = _AUTHORITY.fullmatch(parts.netloc)
-        sound = parts.scheme in {"http", "https"} and authority is not None and parts.port != 0
-        if authority and authority[1]:
-            IPv6Address(authority[1])
+        seconds = float(str(after))
     except ValueError:
-        sound = False
-    if not sound or not re.fullmatch(r"[!-~]+", url):
-        raise PydanticCustomError("url", "must be an http:// or https:// URL with a host")
-    return parts
-
-
-def _base_url(url: str) -> str:
-    if "@" in _http_url(url).netloc:
-        raise PydanticCustomError("url", "must not hold a user or a password")
-    if "?" in url or "#" in url:
-        raise PydanticCustomError("url", "must not have a query or a fragment")
-    return url.rstrip("/")
-
-
-def _proxy_url(secret: SecretStr) -> SecretStr:
-    _http_url(secret.get_secret_value())
-    return secret
-
-
-Port = Annotated[int, Field(ge=0, le=65535)]
-Positive = Annotated[float, Field(gt=0)]
-Seconds = Positive
-Count = Annotated[int, Field(gt=0)]
-Host = Annotated[str, AfterValidator(_host)]
-HeaderText = Annotated[str, AfterValidator(_visible)]
-Url = Annotated[str, AfterValidator(_base_url)]
-ModelName = Annotated[str, AfterValidator(_model_name)]
-UpstreamName = Annotated[str, AfterValidator(_upstream_name)]
-FilePath = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: what is not known is refused, and what was read does not change."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-    def values(self) -> dict[str, Any]:
-        """The settings in this section by name, secrets in the clear: for handing to the code that they set."""
-        given = ((name, getattr(self, name)) for name in type(self).model_fields)
-        return {name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in given}
+        seconds = 0.0
+    if not 0 < seconds < inf:
+        raise PydanticCustomError("after", "must be p95, or seconds, more than 0")
+    return seconds
 
 
 class LimitsConfig(Section):
@@ -186,10 +95,8 @@ class Key(Section):
     """One caller and the key that it sends."""
 
     name: str = Field(min_length=1, max_length=128, description="Who it is: shown in the log, and unique.")
-    key: Annotated[Secret, AfterValidator(_callers_key)] = Field(
-        description="The key itself: at least 8 visible ASCII characters. Give it as ${VARIABLE}."
-    )
-    models: Annotated[tuple[ModelName, ...], AfterValidator(_some)] = Field(
+    key: CallersKey = Field(description="The key itself: at least 8 visible ASCII characters. Give it as ${VARIABLE}.")
+    models: Annotated[tuple[ModelName, ...], AfterValidator(some)] = Field(
         default=("*",), description="Names of the models that it may use; * ends a prefix, and alone means all."
     )
 
@@ -201,79 +108,6 @@ class Auth(Section):
         default=True, description="Whether a caller must send a key; false makes every caller anonymous."
     )
     keys: tuple[Key, ...] = Field(default=(), description="The callers and their keys.")
-
-
-class Timeouts(Section):
-    """How long each phase of a call to an upstream may take."""
-
-    connect: Seconds = Field(default=5.0, description="Seconds to make a connection, TLS included.")
-    pool: Seconds = Field(default=1.0, description="Seconds to wait for a free connection when all are busy.")
-    write: Seconds = Field(default=30.0, description="Seconds in which the upstream may take nothing of the request.")
-    first_token: Seconds = Field(default=60.0, description="Seconds of silence before a stream's first event.")
-    reply: Seconds = Field(default=300.0, description="Seconds of silence before a plain reply's first byte.")
-    idle: Seconds = Field(default=120.0, description="Seconds of silence within a stream or a body.")
-    total: Seconds = Field(
-        default=600.0, description="Seconds for all attempts, up to a stream's first byte or a plain reply's end."
-    )
-    stream: Seconds = Field(default=1800.0, description="Seconds for a whole stream.")
-    ping: Seconds = Field(
-        default=15.0,
-        description="Seconds of silence after which a stream's caller gets a comment, before the first event too.",
-    )
-
-    def over(self, base: "Timeouts") -> "Timeouts":
-        """`base`, with what was said here in place of what it says."""
-        return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
-
-
-class TransportConfig(Section):
-    """The connections to one upstream."""
-
-    max_connections: Count = Field(default=1000, description="Number of connections to each replica, at most.")
-    keepalive_expiry: Seconds = Field(default=15.0, description="Seconds after which an idle connection is closed.")
-    max_connection_age: Seconds = Field(
-        default=60.0, description="Seconds after which a connection takes no further request."
-    )
-    ca_file: FilePath | None = Field(
-        default=None, description="PEM file of the authorities to trust; absent: the public ones."
-    )
-    client_cert: FilePath | None = Field(
-        default=None, description="PEM file of the certificate to show to the upstream."
-    )
-    client_key: FilePath | None = Field(
-        default=None, description="PEM file of that certificate's key; absent: in client_cert."
-    )
-    engine: Literal["own", "httpx"] = Field(
-        default="own", description="Which HTTP engine: own, the gateway's; or httpx, which is slower and knows proxies."
-    )
-    proxy: Annotated[Secret, AfterValidator(_proxy_url)] | None = Field(
-        default=None, description="URL of an HTTP proxy on the way to the upstream; needs engine: httpx."
-    )
-
-
-class Upstream(Section):
-    """Where requests can go."""
-
-    kind: Literal["openai"] = Field(description="Which protocol the upstream speaks: openai.")
-    url: Url | None = Field(default=None, description="Base URL, the part before /chat/completions; or give urls.")
-    urls: tuple[Url, ...] = Field(default=(), description="Base URLs of the replicas of this upstream; or give url.")
-    api_key: Annotated[Secret, AfterValidator(_visible_secret)] | None = Field(
-        default=None, description="The gateway's key at this upstream; absent: none is sent. Give it as ${VARIABLE}."
-    )
-    organization: HeaderText | None = Field(
-        default=None, description="Value of the openai-organization header; absent: none."
-    )
-    project: HeaderText | None = Field(default=None, description="Value of the openai-project header; absent: none.")
-    timeouts: Timeouts = Field(
-        default=Timeouts(),
-        description="Timeouts of this upstream; what is absent here is as in the top-level timeouts.",
-    )
-    transport: TransportConfig = Field(default=TransportConfig(), description="The connections to this upstream.")
-
-    @property
-    def replicas(self) -> tuple[str, ...]:
-        """Base URLs, without a slash at the end, whichever of `url` and `urls` was given."""
-        return (self.url,) if self.url is not None else self.urls
 
 
 class Target(Section):
@@ -290,11 +124,27 @@ class Target(Section):
     )
 
 
+class Hedge(Section):
+    """When a second attempt is started beside a slow one; whichever speaks first is served."""
+
+    after: Annotated[Seconds | Literal["p95"], BeforeValidator(_seconds_or_p95)] = Field(
+        description="Seconds without a first event until a second attempt starts elsewhere, or p95: as long as 95 % "
+        "of this model's calls take to it; without hedge: never."
+    )
+
+
 class Model(Section):
     """What a caller may ask for, and where that goes."""
 
-    targets: Annotated[tuple[Target, ...], AfterValidator(_some)] = Field(
+    targets: Annotated[tuple[Target, ...], AfterValidator(some)] = Field(
         description="Where requests for this model may go, at least one."
+    )
+    fallbacks: tuple[str, ...] = Field(
+        default=(),
+        description="Models to try, in this order, when no target serves the call; their own fallbacks are not followed.",
+    )
+    hedge: Hedge | None = Field(
+        default=None, description="When a second attempt is started beside a slow one; absent: never."
     )
 
 
@@ -312,7 +162,7 @@ class Log(Section):
 class Settings(Section):
     """Everything that an operator can set.
 
-    Each upstream's `timeouts` are the ones that hold for it: the top-level ones are merged in already.
+    Each upstream's `timeouts`, `retry` and `breaker` are the ones that hold for it: the top-level ones are merged in.
     """
 
     server: Server = Field(default=Server(), description="Where the gateway listens, and how it leaves.")
@@ -322,6 +172,8 @@ class Settings(Section):
         min_length=1, description="What callers may ask for, by name; * ends a prefix, and alone takes every name."
     )
     timeouts: Timeouts = Field(default=Timeouts(), description="How long each phase of a call may take.")
+    retry: Retry = Field(default=Retry(), description="When a call that failed is tried again.")
+    breaker: Breaker = Field(default=Breaker(), description="When a replica that fails is left out.")
     log: Log = Field(default=Log(), description="What is written to stdout.")
 
     @model_validator(mode="after")
@@ -337,6 +189,5 @@ class Settings(Section):
         if mistakes:
             raise ValidationError.from_exception_data("Settings", mistakes, hide_input=True)
         for name, upstream in self.upstreams.items():
-            merged = upstream.timeouts.over(self.timeouts)
-            self.upstreams[name] = upstream.model_copy(update={"timeouts": merged})
+            self.upstreams[name] = upstream.merged(self.timeouts, self.retry, self.breaker)
         return self

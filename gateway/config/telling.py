@@ -10,8 +10,9 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
+from gateway.config.fields import Section
 from gateway.config.mistake import Mistake, Place
-from gateway.config.settings import Section, Settings
+from gateway.config.settings import Settings
 
 _WORDS = {
     "missing": "required",

@@ -4,7 +4,7 @@ A dialect is pure. It turns a Call into what its upstream wants, and what its up
 not judge (outcome.py does) and does no I/O. Nowhere else is there an `if kind ==`.
 """
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from gateway.call import Call, Kind
 from gateway.dialects.openai import OpenAI
@@ -12,7 +12,14 @@ from gateway.outcome import Refusal
 
 
 class Dialect(Protocol):
-    """The seam that a new kind of upstream fills."""
+    """The seam that a new kind of upstream fills.
+
+    `health`: what to GET to learn whether an upstream is well, relative to its URL; it costs nothing and runs no model.
+    `checked`: whether replicas are asked that unless the config says otherwise; not where an upstream may charge for it.
+    """
+
+    health: ClassVar[str]
+    checked: ClassVar[bool]
 
     def path(self, kind: Kind) -> str:
         """Where calls of `kind` go, relative to the upstream's URL."""

@@ -1,5 +1,7 @@
 """OpenAI's own tongue, and that of everything that speaks it unchanged: the hub that the other dialects differ from."""
 
+from typing import ClassVar
+
 import orjson
 
 from gateway.call import Call, Kind
@@ -17,6 +19,9 @@ _LONGEST = 2000  # characters of a word or message that is passed on
 
 class OpenAI:
     """The body goes as it came, but for the model's name and the wish for usage at the end of a stream."""
+
+    health: ClassVar[str] = _PATHS["models"]
+    checked: ClassVar[bool] = False
 
     def path(self, kind: Kind) -> str:
         """Where calls of `kind` go."""

@@ -11,7 +11,7 @@ from starlette.types import Send
 
 from gateway.alarm import Alarm
 from gateway.call import Clock, Exchange
-from gateway.errors import GatewayError, UpstreamTimeout
+from gateway.errors import DeadlinePassed, GatewayError, UpstreamTimeout
 from gateway.fleet import Timeouts
 from gateway.tasks import spawn
 
@@ -161,6 +161,8 @@ class Silence:
             self._event_at = now if self._event_at is not None else None
         if self._event_at is not None and now >= self._event_at + self._timeouts.idle:
             self._exchange.interrupt(UpstreamTimeout("The upstream fell silent.", code="upstream_idle_timeout"))
+        elif now >= self._exchange.deadline:
+            self._exchange.interrupt(DeadlinePassed())
         elif now >= self._began_at + self._timeouts.stream:
             self._exchange.interrupt(UpstreamTimeout("The stream took too long.", code="upstream_stream_timeout"))
         else:
@@ -173,7 +175,7 @@ class Silence:
         timeouts = self._timeouts
         idle_at = (now if self._event_at is None else self._event_at) + timeouts.idle
         ping_at = max(now, self._heard_at) + timeouts.ping if self._ping_waits() else self._heard_at + timeouts.ping
-        self._alarm.set(min(ping_at, idle_at, self._began_at + timeouts.stream))
+        self._alarm.set(min(ping_at, idle_at, self._began_at + timeouts.stream, self._exchange.deadline))
 
     def _ping_waits(self) -> bool:
         """Whether the last comment is still on its way to a caller who does not read."""

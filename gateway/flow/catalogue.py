@@ -32,7 +32,7 @@ def _served(fleet: Fleet, route: Route, listed: list[str], known: dict[str, str]
 
 async def _listed(upstream: Upstream) -> list[str]:
     request = PreparedRequest(
-        upstream.replicas[0].destination("models", stream=False),
+        upstream.replicas[0].endpoint.destination("models", stream=False),
         [],
         b"",
         {"timeout": upstream.plain_timeout},

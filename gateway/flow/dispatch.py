@@ -1,280 +1,226 @@
-"""Takes a Call to an upstream and comes back with a Reply, or with the one error that says why not.
+"""Takes a Call to an upstream and comes back with a reply, or with the one error that says why there is none.
 
-Commits late: a stream is handed on when its first event is here, a plain reply when its last byte is, so that whatever
-goes wrong before that is still an error with a status (and can be tried elsewhere). Must not know callers or ASGI.
+The first attempt costs nothing of the machinery for the others: only when it has failed does tenacity's loop begin, with
+that attempt as its first. What may still be tried is the plan's to say; this file keeps to the limits: attempts, time,
+and the budget of the upstream at which the call began. Must not know callers or ASGI.
 """
 
 import asyncio
 import random
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from functools import partial
+from math import inf
 
-import httpx
-import msgspec
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from gateway import errors
 from gateway.call import Call, Clock, Exchange
-from gateway.fleet import Lease, Route, Timeouts, Upstream
-from gateway.outcome import Phase, Refusal, of_exception, of_status
-from gateway.transport import BodyStream, DeadlineExceeded, Engine, PreparedRequest
-from gateway.wire import chat
-from gateway.wire.sse import Event, EventTooLarge, Framer
+from gateway.fleet import Lease, Replica, Route, Timeouts, Upstream
+from gateway.flow.attempt import Attempt, Plain, Stream, Until
+from gateway.flow.hedge import Trying, race
+from gateway.flow.plan import Place, Plan
+from gateway.outcome import Again, end_reason, reaction
+from gateway.policy.retry import FullJitter, keep_to
 
-Fields = list[tuple[bytes, bytes]]
+Sleep = Callable[[float], Awaitable[None]]
+Watch = Callable[[Timeouts], None]
 
-_PASSED = frozenset((b"openai-processing-ms", b"openai-version"))
-LARGEST_REPLY = 32 << 20
-LARGEST_REFUSAL = 64 << 10
-LARGEST_PRELUDE = 256 << 10  # comments before a stream's first event
-
-
-class Plain(NamedTuple):
-    """A whole reply, verified to be JSON. `headers`: what of the upstream's the caller may see."""
-
-    body: bytes
-    headers: Fields
-    read: chat.Chunk
-
-
-class Head(NamedTuple):
-    """What is read of a response's headers, in one pass: looking them up one by one costs more than all the rest."""
-
-    content_type: bytes  # without its parameters, in lower case
-    encoded: bool
-    passed: Fields  # to the caller: the upstream's limits and its own time, nothing that tells of the account
-
-    @classmethod
-    def of(cls, response: httpx.Response) -> "Head":
-        """Read a response's headers."""
-        content_type, encoded = b"", False
-        passed: Fields = []
-        for given, value in response.headers.raw:
-            name = given.lower()
-            if name == b"content-type":
-                content_type = value.partition(b";")[0].strip().lower()
-            elif name == b"content-encoding":
-                encoded = value.lower() != b"identity"
-            elif name.startswith(b"x-ratelimit-") or name in _PASSED:
-                passed.append((name, value))
-        return cls(content_type, encoded, passed)
-
-
-class Attempt:
-    """One try at one replica, and what it borrows. Settling it twice is settling it once.
-
-    `kept`: the reply is a stream that goes on using what was borrowed; whoever reads it settles.
-    """
-
-    __slots__ = ("kept", "lease", "phase", "response", "upstream")
-
-    def __init__(self, upstream: Upstream, lease: Lease) -> None:
-        self.upstream = upstream
-        self.lease = lease
-        self.response: httpx.Response | None = None
-        self.phase: Phase = "head"
-        self.kept = False
-
-    async def settle(self) -> None:
-        """Let go of the replica and of the connection. With the gateway's own engine this awaits nothing."""
-        self.lease.settle()
-        if self.response is not None:
-            await _stream_of(self.response).aclose()
-
-
-class Stream:
-    """A stream whose first event is here."""
-
-    __slots__ = ("_attempt", "_framer", "_reads", "first", "headers")
-
-    def __init__(self, attempt: Attempt, response: httpx.Response, headers: Fields) -> None:
-        self._attempt = attempt
-        self._reads = aiter(_stream_of(response))
-        self._framer = Framer()
-        self.headers = headers
-        self.first: list[Event] = []
-
-    async def read(self) -> list[Event] | None:
-        """The events that the next read completes, perhaps none; None at the end. Raises GatewayError."""
-        try:
-            return self._framer.feed(await anext(self._reads))
-        except StopAsyncIteration:
-            return None
-        except EventTooLarge:
-            raise errors.UpstreamBroken(
-                "The upstream sent too large an event.", code="upstream_event_too_large"
-            ) from None
-        except httpx.HTTPError as exception:
-            raise of_exception(exception, self._attempt.phase) from exception
-
-    def refusal(self, data: bytes) -> errors.GatewayError:
-        """What an event means that tells of an error."""
-        return _told(self._attempt.upstream.dialect.refusal(data))
-
-    def outlive(self, seconds: float) -> bool:
-        """Move the deadline, which was the first event's, to `seconds` from now; False if the transport keeps none."""
-        response = self._attempt.response
-        if response is None or not isinstance(response.stream, BodyStream):
-            return False
-        response.stream.deadline = asyncio.get_running_loop().time() + seconds
-        return True
-
-    async def settle(self) -> None:
-        """Give back what the stream holds, read to its end or not."""
-        await self._attempt.settle()
-
-
-def _stream_of(response: httpx.Response) -> httpx.AsyncByteStream:
-    if not isinstance(response.stream, httpx.AsyncByteStream):
-        raise TypeError("the transport is not asynchronous")
-    return response.stream
+HEDGED_QUANTILE = 0.95
 
 
 class Dispatch:
-    """Sends calls to upstreams. `rng` and `clock` are arguments, so that tests decide what chance and time do."""
+    """Sends calls to upstreams. Chance, time and waiting are arguments, so that tests decide what they do."""
 
-    def __init__(self, rng: random.Random, clock: Clock) -> None:
-        self._rng = rng
-        self._clock = clock
+    def __init__(self, rng: random.Random, clock: Clock, sleep: Sleep = asyncio.sleep) -> None:
+        self.rng = rng
+        self.clock = clock
+        self.sleep = sleep
 
     async def __call__(
-        self, call: Call, route: Route, exchange: Exchange, watched_by: Callable[[Timeouts], None] | None = None
+        self, call: Call, route: Route, exchange: Exchange, watched_by: Watch | None = None
     ) -> Plain | Stream:
-        """The reply to `call` from one of the route's targets. Raises GatewayError.
+        """The reply to `call` from one of the places that `route` leads to. Raises GatewayError.
 
-        `watched_by` is told the timeouts of the upstream that is tried.
+        `watched_by` is told the timeouts of each upstream that is tried.
         """
-        target = route.choose(self._rng)
-        if watched_by is not None:
-            watched_by(target.upstream.timeouts)
-        attempt = Attempt(target.upstream, target.upstream.lease(self._rng))
-        if call.stream and target.upstream.timeouts.first_token < target.upstream.timeouts.total:
-            attempt.phase = "first_event"
-        exchange.phase = "upstream"
-        exchange.attempts += 1
-        exchange.upstream = target.upstream.name
-        exchange.upstream_model = target.model or call.model
-        exchange.replica = attempt.lease.replica.name
-        exchange.sent_at = self._clock()
+        tries = Tries(self, call, route, exchange, watched_by)
         try:
-            return await self._bounded(call, attempt, exchange)
-        except httpx.HTTPError as exception:
-            raise of_exception(exception, attempt.phase) from exception
-        finally:
-            exchange.committed_at = self._clock()
-            exchange.upstream_seconds += exchange.committed_at - exchange.sent_at
-            if not attempt.kept:
-                await attempt.settle()
-
-    async def _bounded(self, call: Call, attempt: Attempt, exchange: Exchange) -> Plain | Stream:
-        """Try, with a deadline that the gateway's own engine keeps, and any other transport is held to."""
-        request = _request(call, attempt, exchange)
-        if isinstance(attempt.upstream.transport, Engine):
-            return await self._try(request, call, attempt)
-        try:
-            async with asyncio.timeout_at(request.extensions["deadline"]):
-                return await self._try(request, call, attempt)
-        except TimeoutError:
-            raise DeadlineExceeded("the request's deadline passed") from None
-
-    async def _try(self, request: PreparedRequest, call: Call, attempt: Attempt) -> Plain | Stream:
-        response = attempt.response = await attempt.upstream.transport.handle_async_request(request)
-        if not call.stream:
-            attempt.phase = "body"
-        if not 200 <= response.status_code < 300:
-            raise await _refused(attempt.upstream, response)
-        head = Head.of(response)
-        if head.encoded:
-            raise errors.UpstreamBroken("The upstream's answer is encoded.", code="upstream_bad_encoding")
-        if _is_plain(head.content_type, call):
-            return await _plain(attempt.upstream, response, head.passed)
-        stream = Stream(attempt, response, head.passed)
-        stream.first = await _first_event(stream)
-        stream.outlive(attempt.upstream.timeouts.stream)
-        attempt.phase = "stream"
-        attempt.kept = True
-        return stream
+            if route.hedge is None:
+                return await tries.once(tries.place)
+            return await tries.hedged()
+        except errors.GatewayError as failure:
+            return await tries.again(failure)
 
 
-def _is_plain(content_type: bytes, call: Call) -> bool:
-    """Whether the answer is JSON, which also an upstream may send that was asked for a stream."""
-    if content_type == b"application/json" or (content_type == b"" and not call.stream):
-        return True
-    if call.stream and content_type in (b"text/event-stream", b""):
-        return False
-    raise errors.UpstreamBroken("The upstream's answer is of the wrong type.", code="upstream_bad_content_type")
+class Tries:
+    """The attempts of one call: where it is, where it goes next, and what it may still spend."""
 
-
-def _request(call: Call, attempt: Attempt, exchange: Exchange) -> PreparedRequest:
-    upstream = attempt.upstream
-    timeouts = upstream.timeouts
-    # A stream may outlive `total`, which for it ends at the first event.
-    allowed = min(timeouts.total, timeouts.first_token) if call.stream else timeouts.total
-    return PreparedRequest(
-        attempt.lease.replica.destination(call.kind, stream=call.stream),
-        [(b"x-request-id", exchange.request_id.encode("ascii"))],
-        upstream.dialect.encode(call, exchange.upstream_model),
-        {
-            "timeout": upstream.stream_timeout if call.stream else upstream.plain_timeout,
-            "deadline": asyncio.get_running_loop().time() + allowed,
-        },
+    __slots__ = (
+        "_began_at",
+        "_budget",
+        "_call",
+        "_dispatch",
+        "_exchange",
+        "_failure",
+        "_limit",
+        "_loop",
+        "_next",
+        "_plan",
+        "_route",
+        "_watched_by",
+        "place",
     )
 
+    def __init__(
+        self, dispatch: Dispatch, call: Call, route: Route, exchange: Exchange, watched_by: Watch | None
+    ) -> None:
+        self._dispatch = dispatch
+        self._call = call
+        self._route = route
+        self._exchange = exchange
+        self._watched_by = watched_by
+        self._loop = asyncio.get_running_loop()
+        self._began_at = self._loop.time()
+        self._plan = Plan(route, call.model, dispatch.rng)
+        now = dispatch.clock()
+        self.place = self._plan.first(now)
+        self._limit = self.place.upstream.retry.attempts
+        self._budget = self.place.upstream.budget
+        self._budget.deposit(now)
+        self._next: Place | None = None
+        self._failure: errors.GatewayError | None = None
 
-async def _refused(upstream: Upstream, response: httpx.Response) -> errors.GatewayError:
-    try:
-        body = await _read(response, LARGEST_REFUSAL)
-    except (httpx.HTTPError, errors.UpstreamBroken):
-        body = b""  # the status says enough
-    return of_status(response.status_code, upstream.dialect.refusal(body), response.headers)
+    async def once(self, place: Place) -> Plain | Stream:
+        """One attempt. Raises GatewayError."""
+        return (await self._attempt(place)).answer
+
+    async def _attempt(self, place: Place) -> Attempt:
+        upstream, exchange = place.upstream, self._exchange
+        if self._watched_by is not None:
+            self._watched_by(upstream.timeouts)
+        until = self._until(upstream)
+        replica = place.replica
+        if replica is None or upstream.is_full(replica):
+            replica = await self._turn(upstream, until)
+        else:
+            replica.inflight += 1
+        learns = self._call.stream or self._call.kind == "embeddings"
+        lease = Lease(upstream, replica, place.model, self._dispatch.clock(), learns=learns)
+        attempt = Attempt(upstream, lease, exchange, until, self._dispatch.clock)
+        await attempt.run(self._call)
+        return attempt
+
+    async def _turn(self, upstream: Upstream, until: Until) -> Replica:
+        """A replica on which there is a place now, counted. Raises Overloaded."""
+        exchange = self._exchange
+        exchange.phase = "queue"
+        if not exchange.attempts:
+            exchange.upstream = upstream.name
+        return await upstream.queue.turn(min(until))
+
+    def _until(self, upstream: Upstream) -> Until:
+        """Until when an attempt at `upstream` may take.
+
+        A caller's patience for the first byte is all there is for a plain reply; a stream's ends with its first comment.
+        """
+        exchange, timeouts = self._exchange, upstream.timeouts
+        patience = exchange.deadline
+        if exchange.first_byte_by < patience:
+            pinged = self._call.stream and self._began_at + timeouts.ping < exchange.first_byte_by
+            patience = patience if pinged else exchange.first_byte_by
+        return Until(self._began_at + timeouts.total, patience)
+
+    # After a failure.
+
+    async def again(self, failure: errors.GatewayError) -> Plain | Stream:
+        """Try on until something is served. Raises the last failure, an upstream's rather than one of our own."""
+        self._failure = failure
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(_may_be_mended), wait=self._wait, stop=self._stop, sleep=self._pause, reraise=True
+        )
+        try:
+            return await retrying(self._resume)
+        except (errors.Overloaded, errors.PoolExhausted):
+            raise self._failure from None
+
+    async def _resume(self) -> Plain | Stream:
+        """tenacity's attempts: the first of them is the one that has failed already."""
+        if self._next is None:
+            assert self._failure is not None
+            raise self._failure
+        return await self.once(self.place)
+
+    def _wait(self, state: RetryCallState) -> float:
+        """Seconds until the next attempt: none on the way elsewhere, infinitely many if that would be too many."""
+        failure = state.outcome.exception() if state.outcome is not None else None
+        assert isinstance(failure, errors.GatewayError)
+        if isinstance(failure, errors.UpstreamError):
+            self._failure = failure
+        self._plan.failed(self.place, reaction(failure).again)
+        now = self._dispatch.clock()
+        self._next = place = self._plan.next(self.place, now)
+        if place is None or not place.again:
+            return 0.0
+        settings, chance = place.upstream.retry, self._dispatch.rng.random
+        if not isinstance(failure, errors.UpstreamThrottled) or failure.again is None:
+            return FullJitter(settings, chance)(state)
+        cool_at = now if place.replica is None else place.replica.cooling.get(place.model, now)
+        return keep_to(max(0.0, cool_at - now), settings, chance)
+
+    def _stop(self, state: RetryCallState) -> bool:
+        """Whether that was the last attempt. What it grants is paid for."""
+        failure, exchange = self._failure, self._exchange
+        why = exchange.gave_up = self._why_stop(state.upcoming_sleep)
+        if why or self._next is None or failure is None:
+            return True
+        exchange.retries.append((self.place.upstream.name, end_reason(failure)))
+        self.place = self._next
+        return False
+
+    def _why_stop(self, wait: float) -> str:
+        if self._exchange.attempts >= self._limit:
+            return "attempts"
+        if self._next is None:
+            return "nowhere"
+        if wait == inf:
+            return "retry_after"
+        if self._loop.time() + wait >= min(self._until(self._next.upstream)):
+            return "deadline"
+        return "" if self._budget.withdraw(self._dispatch.clock()) else "budget"
+
+    async def _pause(self, seconds: float) -> None:
+        if seconds:
+            self._exchange.phase = "backoff"
+            await self._dispatch.sleep(seconds)
+
+    # Beside a slow attempt.
+
+    async def hedged(self) -> Plain | Stream:
+        """The reply of the attempt that is first to have one: a second one starts where the first takes too long."""
+        route, exchange, clock = self._route, self._exchange, self._dispatch.clock
+        assert route.hedge is not None
+        after = route.hedge.after if route.hedge.after is not None else route.recent.quantile(HEDGED_QUANTILE)
+        spent, began_at = exchange.upstream_seconds, clock()
+        try:
+            attempt = await race(partial(self._attempt, self.place), self._beside, after)
+        finally:
+            exchange.upstream_seconds = spent + clock() - began_at
+        attempt.show()
+        route.recent.add(clock() - attempt.lease.began_at)
+        if exchange.hedge:
+            exchange.hedge = "first" if attempt.lease.replica is self.place.replica else "second"
+        return attempt.answer
+
+    def _beside(self) -> Trying | None:
+        """A second attempt, if there is a place for it and the budget has it."""
+        now = self._dispatch.clock()
+        place = self._plan.beside(self.place, now)
+        if place is None or self._limit < 2 or not self._budget.withdraw(now):
+            return None
+        self._exchange.hedge = "neither"
+        self._plan.failed(place, Again.ANYWHERE)
+        return partial(self._attempt, place)
 
 
-async def _read(response: httpx.Response, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for part in _stream_of(response):
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise errors.UpstreamBroken("The upstream's answer is too large.", code="upstream_response_too_large")
-    return b"".join(parts)
-
-
-async def _plain(upstream: Upstream, response: httpx.Response, headers: Fields) -> Plain:
-    body = await _read(response, LARGEST_REPLY)
-    try:
-        read = chat.read_chunk(body)
-    except msgspec.DecodeError:
-        raise errors.UpstreamBroken("The upstream's answer is not valid JSON.") from None
-    if read.failed:
-        raise _told(upstream.dialect.refusal(body))
-    return Plain(body, headers, read)
-
-
-def _told(refusal: Refusal) -> errors.GatewayError:
-    """An error that was told under status 200: its code may be the status that it should have had."""
-    code = refusal.code or ""
-    status = int(code) if code.isdecimal() and 400 <= int(code) < 600 else 500
-    return of_status(status, refusal, {})
-
-
-async def _first_event(stream: Stream) -> list[Event]:
-    """All up to the first event with data. Raises GatewayError if that one tells of an error, or if none comes."""
-    events: list[Event] = []
-    size = 0
-    while size <= LARGEST_PRELUDE and (read := await stream.read()) is not None:
-        events += read
-        size += sum(len(raw) for raw, _ in read)
-        for _, data in read:
-            if data:
-                _refuse_failure(stream, data)
-                return events
-    raise errors.UpstreamBroken("The upstream's stream holds no event.", code="upstream_stream_incomplete")
-
-
-def _refuse_failure(stream: Stream, data: bytes) -> None:
-    try:
-        failed = chat.read_chunk(data).failed
-    except msgspec.DecodeError:
-        return  # the relay says what is wrong with it, or it is [DONE]
-    if failed:
-        raise stream.refusal(data)
+def _may_be_mended(failure: BaseException) -> bool:
+    return isinstance(failure, errors.GatewayError) and reaction(failure).again is not Again.NEVER

@@ -9,23 +9,22 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from gateway import __version__
 from gateway.call import Exchange, Usage
-from gateway.errors import ShuttingDown
-from gateway.outcome import Outcome
+from gateway.errors import CallerLeft, Overloaded
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
-PHASES = ("body", "upstream", "streaming")
+PHASES = ("body", "queue", "upstream", "backoff", "streaming")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the number of series, and Prometheus reads none of them
 
-Load = Callable[[], Iterable[tuple[str, str, int]]]
-"""Upstream, replica and calls in flight there, asked for at each scrape."""
+Measures = Callable[[], Iterable[Metric]]
+"""Families that are made at each scrape of what is the case then, so that nothing has to be kept in step."""
 
 Family = TypeVar("Family", Counter, Histogram)
 
@@ -46,7 +45,7 @@ class _Children(dict[tuple[str | int, ...], Family], Generic[Family]):
 class Metrics:
     """All families, on a registry of their own, so that two gateways can live in one process."""
 
-    def __init__(self, inflight: Callable[[], int], load: Load, dropped: Callable[[], int]) -> None:
+    def __init__(self, inflight: Callable[[], int], measures: Measures, dropped: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         where = ("model", "upstream")
         self._requests = self._counter(
@@ -82,7 +81,20 @@ class Metrics:
         self._stream_ends = self._counter("stream_ends", "How streams ended that had begun.", *where, "reason")
         self._disconnects = self._counter("client_disconnects", "Callers that left before their answer's end.", "phase")
         self._refusals = self._counter("refused_heads", "Requests refused before they could be read.", "status")
-        self._measure(inflight, load, dropped)
+        self._retries = self._counter(
+            "retries", "Attempts after the first, by the upstream that had failed and how.", "upstream", "reason"
+        )
+        self._surrenders = self._counter(
+            "retries_refused", "Calls that failed and were not tried again, by what forbade it.", "upstream", "reason"
+        )
+        self._hedges = self._counter(
+            "hedges",
+            "Calls for which a second attempt was made beside the first, by which one was served.",
+            "model",
+            "served",
+        )
+        self._sheds = self._counter("sheds", "Calls refused because an upstream had as many as it may.", "upstream")
+        self._measure(inflight, measures, dropped)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> _Children[Counter]:
         return _Children(Counter(f"gateway_{name}", meaning, labels, registry=self.registry))
@@ -90,7 +102,7 @@ class Metrics:
     def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> _Children[Histogram]:
         return _Children(Histogram(f"gateway_{name}", meaning, labels, buckets=buckets, registry=self.registry))
 
-    def _measure(self, inflight: Callable[[], int], load: Load, dropped: Callable[[], int]) -> None:
+    def _measure(self, inflight: Callable[[], int], measures: Measures, dropped: Callable[[], int]) -> None:
         """What is read at the scrape, so that nothing has to be kept in step; and what is there before any call."""
         registry = self.registry
         Gauge("gateway_inflight_requests", "Requests being served.", registry=registry).set_function(
@@ -100,7 +112,7 @@ class Metrics:
             lambda: float(dropped())
         )
         Info("gateway_build", "What is running.", registry=registry).info({"version": __version__})
-        registry.register(_Load(load))
+        registry.register(_Measured(measures))
         for phase in PHASES:
             self._disconnects[phase,].inc(0)
 
@@ -116,19 +128,32 @@ class Metrics:
         stream = "true" if exchange.stream else "false"
         self._requests[model, upstream, exchange.status, outcome, stream].inc()
         self._duration[model, upstream, stream].observe(exchange.ended_at - exchange.started_at)
-        if outcome == Outcome.ABANDONED:
+        if exchange.end_reason == CallerLeft.code:
             self._disconnects[exchange.phase,].inc()
-        if not exchange.attempts:
-            return
-        # A drain is no upstream's fault, and a rollout must not look like an outage.
-        ours = exchange.end_reason == ShuttingDown.code
-        self._attempts[upstream, exchange.replica, Outcome.ABANDONED if ours else outcome].inc()
+        elif exchange.end_reason == Overloaded.code:
+            self._sheds[upstream,].inc()
+        if exchange.attempts:
+            self._count_tried(exchange, stream)
+
+    def _count_tried(self, exchange: Exchange, stream: str) -> None:
+        for ended in exchange.tries:
+            self._attempts[ended].inc()
+        if len(exchange.tries) > 1 or exchange.gave_up:
+            self._count_retries(exchange)
         if (overhead := exchange.overhead) is not None:
             self._overhead[stream,].observe(overhead)
         if exchange.usage is not None:
-            self._count_tokens(model, upstream, exchange.usage)
+            self._count_tokens(exchange.model, exchange.upstream, exchange.usage)
         if exchange.phase == "streaming":
             self._count_stream(exchange)
+
+    def _count_retries(self, exchange: Exchange) -> None:
+        for failed in exchange.retries:
+            self._retries[failed].inc()
+        if exchange.gave_up:
+            self._surrenders[exchange.upstream, exchange.gave_up].inc()
+        if exchange.hedge:
+            self._hedges[exchange.model, exchange.hedge].inc()
 
     def _count_tokens(self, model: str, upstream: str, usage: Usage) -> None:
         if usage.input:
@@ -151,16 +176,9 @@ class Metrics:
             self._per_token[where].observe(spent / (exchange.usage.output - 1))
 
 
-class _Load(Collector):
-    """Read at the scrape, so that nothing has to be kept in step."""
-
-    def __init__(self, load: Load) -> None:
-        self._load = load
+class _Measured(Collector):
+    def __init__(self, measures: Measures) -> None:
+        self._measures = measures
 
     def collect(self) -> Iterator[Metric]:
-        inflight = GaugeMetricFamily(
-            "gateway_upstream_inflight", "Calls in flight at a replica.", labels=["upstream", "replica"]
-        )
-        for upstream, replica, calls in self._load():
-            inflight.add_metric([upstream, replica], calls)
-        yield inflight
+        yield from self._measures()

@@ -68,7 +68,7 @@ class Dialer:
         self._origin = origin
         self._resolver = resolver
         self._context = context
-        self._literal = _literal(origin.host, origin.port)
+        self._literal = _literal(origin.address or origin.host, origin.port)
 
     async def dial(self, connection: asyncio.BaseProtocol) -> None:
         """Connect `connection`. Raises httpx.ConnectError or ConnectTimeout; cancelled, it leaves nothing open."""

@@ -63,6 +63,8 @@ class Engine(httpx.AsyncBaseTransport):
         except httpx.TransportError:
             if not stream.stale or outgoing.source is not None:
                 raise
+            # The pool may have been dropped, if this was the last of its connections.
+            pool = self._pools.get(outgoing.origin) or self._open_pool(outgoing.origin)
             connection = await pool.acquire(deadlines, fresh=True)
             reused, retries = False, 1
             stream = connection.begin(outgoing, deadlines)
@@ -88,12 +90,18 @@ class Engine(httpx.AsyncBaseTransport):
     def _open_pool(self, origin: Origin) -> Pool:
         if self._closed:
             raise RuntimeError("the engine is closed")
+        self._drop_unused()
         if origin.scheme == "https" and self._context is None:
             self._context = tls_context(self._settings)
         context = self._context if origin.scheme == "https" else None
         dialer = Dialer(origin, self._resolver, context)
         pool = self._pools[origin] = Pool(origin, self._settings, dialer, self._scratch)
         return pool
+
+    def _drop_unused(self) -> None:
+        """Addresses come and go; what remains of those that went is dropped when the next one comes."""
+        for origin in [origin for origin, pool in self._pools.items() if pool.unused]:
+            self._pools.pop(origin).close()
 
 
 def open_transport(settings: TransportSettings) -> httpx.AsyncBaseTransport:

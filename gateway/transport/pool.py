@@ -35,6 +35,7 @@ class Pool:
         self._open: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # in the order they were put back
         self._dialling = 0
+        self._acquiring = 0  # callers of `acquire`, whatever they wait for
         self._turns: OrderedDict[Turn, None] = OrderedDict()
         self._sweep = Alarm(self._loop, self._expire)
         self._closed = False
@@ -53,6 +54,11 @@ class Pool:
     def waiting(self) -> int:
         """Requests that wait for a connection."""
         return len(self._turns)
+
+    @property
+    def unused(self) -> bool:
+        """There is no connection, and nobody is about to have one."""
+        return not (self._open or self._acquiring)
 
     def __repr__(self) -> str:
         return f"{self.origin}: {self.active} active, {self.idle} idle, {self.waiting} waiting"
@@ -75,13 +81,17 @@ class Pool:
         Raises httpx.PoolTimeout, ConnectTimeout, ConnectError and DeadlineExceeded.
         """
         patience = self._loop.time() + deadlines.pool
-        while True:
-            connection = await self._next(patience, deadlines.total, fresh)
-            if connection is None:
-                return await self._dial(deadlines)
-            if connection.usable and not fresh:
-                return connection
-            connection.close()
+        self._acquiring += 1
+        try:
+            while True:
+                connection = await self._next(patience, deadlines.total, fresh)
+                if connection is None:
+                    return await self._dial(deadlines)
+                if connection.usable and not fresh:
+                    return connection
+                connection.close()
+        finally:
+            self._acquiring -= 1
 
     async def _next(self, patience: float, total: float, fresh: bool) -> Connection | None:
         """A connection that has been used before, or None where a place for a new one is counted as dialling."""

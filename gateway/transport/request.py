@@ -4,6 +4,7 @@ Building an httpx.Request costs more than sending one, because URL, header names
 for every call, though they never change. A Target does that once. Must not know connections or time.
 """
 
+import ipaddress
 import re
 from collections.abc import AsyncIterable, Iterable
 from dataclasses import dataclass, field
@@ -21,22 +22,27 @@ _BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"})
 
 
 class Origin(NamedTuple):
-    """Where connections go, and what they are pooled by."""
+    """Where connections go, and what they are pooled by.
+
+    `host` is what is looked up, and what a certificate must name; with an `address` nothing is looked up.
+    """
 
     scheme: str
     host: str
     port: int
+    address: str = ""
 
     @classmethod
-    def of(cls, url: httpx.URL) -> "Origin":
+    def of(cls, url: httpx.URL, address: str = "") -> "Origin":
         """The origin of an absolute http or https URL; `UnsupportedProtocol` for any other."""
         if url.scheme not in _PORTS or not url.host:
             raise httpx.UnsupportedProtocol("the URL must be absolute, http or https")
-        return cls(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
+        return cls(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme], address)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        place = f" at {self.address}" if self.address else ""
+        return f"{self.scheme}://{host}:{self.port}{place}"
 
 
 @dataclass(frozen=True)
@@ -44,19 +50,23 @@ class Target:
     """One method on one URL, with the headers that every request to it carries, rendered once.
 
     `headers` need no Host, Content-Length or Accept-Encoding. They may hold keys, so they are not in the repr.
+    `address` is an IP address to connect to instead of looking up the URL's host, which stays what Host says and what a
+    certificate must name. Only the gateway's own engine heeds it.
     """
 
     method: str
     url: httpx.URL
     headers: Fields = field(default_factory=list, repr=False)
+    address: str | None = None
     origin: Origin = field(init=False, repr=False)
     prefix: bytes = field(init=False, repr=False)
     fields: Fields = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Render; `LocalProtocolError` where a header would break the request apart."""
+        """Render; `LocalProtocolError` where a header would break the request apart, `ValueError` for a bad address."""
         fields = _host_first(self.url, self.headers)
-        object.__setattr__(self, "origin", Origin.of(self.url))
+        address = "" if self.address is None else str(ipaddress.ip_address(self.address))
+        object.__setattr__(self, "origin", Origin.of(self.url, address))
         object.__setattr__(self, "fields", fields)
         object.__setattr__(self, "prefix", _start_line(self.method, self.url) + _lines(fields))
 

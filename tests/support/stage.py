@@ -5,6 +5,7 @@ Only its end is the test's: log lines are kept instead of printed. Everything be
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from gateway.api.protocol import protocol_factory
 from gateway.app import Gateway, create_gateway
 from gateway.config import Settings
 from gateway.transport import Engine
+from tests.support.clock import VirtualLoop
 from tests.support.client import Caller, Response, rounds
 from tests.support.upstream import Script, ScriptedUpstream
 
@@ -110,7 +112,10 @@ def chat(**members: Any) -> dict[str, Any]:
 
 
 def settings(url: str, **sections: Any) -> Settings:
-    """Settings for one upstream at `url`: model `m` goes there as `upstream-m`, and every other name as it is."""
+    """Settings for one upstream at `url`: model `m` goes there as `upstream-m`, model `same` as it is.
+
+    One attempt a call, unless a test says otherwise.
+    """
     upstream = {"kind": "openai", "url": f"{url}/v1", "api_key": UPSTREAM_KEY, **sections.pop("upstream", {})}
     return Settings.model_validate(
         {
@@ -120,6 +125,7 @@ def settings(url: str, **sections: Any) -> Settings:
                 "m": {"targets": [{"upstream": "up", "model": "upstream-m"}]},
                 "same": {"targets": [{"upstream": "up"}]},
             },
+            "retry": {"attempts": 1},
             **sections,
         }
     )
@@ -130,7 +136,9 @@ async def staged(*scripts: Script, **sections: Any) -> AsyncIterator[Stage]:
     """Serve, with an upstream that follows `scripts`; `sections` go into the settings."""
     async with ScriptedUpstream(*scripts) as upstream:
         records = Records()
-        gateway = create_gateway(settings(upstream.url, **sections), logger=records.logger)
+        loop = asyncio.get_running_loop()
+        clock = loop.time if isinstance(loop, VirtualLoop) else time.perf_counter
+        gateway = create_gateway(settings(upstream.url, **sections), logger=records.logger, clock=clock)
         server = await _listen(gateway)
         stage = Stage(gateway, server, upstream, records)
         try:

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.transport import Engine, ResolveError, TransportSettings
+from gateway.transport import Engine, PreparedRequest, ResolveError, Target, TransportSettings
 from tests.support.upstream import ScriptedUpstream, blackhole, forever, read, reply, unused_port
 from tests.transport.exchanges import descriptors, fetch, request
 
@@ -74,6 +74,58 @@ async def test_leaving_during_the_race_leaves_no_socket(engine: Engine, names: d
             await asyncio.sleep(0)
 
         assert (descriptors(), len(asyncio.all_tasks())) == before
+
+
+def to(url: str, address: str) -> PreparedRequest:
+    return PreparedRequest(Target("POST", httpx.URL(url), address=address), [], b"{}", {"timeout": {"connect": 10.0}})
+
+
+async def test_an_address_of_ones_own_is_connected_to_and_the_name_is_not_looked_up(
+    engine: Engine, names: dict[str, Answers]
+) -> None:
+    async with ScriptedUpstream([forever(read(), reply())]) as upstream:
+        url = f"http://upstream.test:{upstream.port}"
+        for _ in range(2):
+            assert await fetch(engine, to(f"{url}/v1", "127.0.0.1")) == (200, b"{}")
+
+        assert upstream.accepted == 1
+        assert repr(engine) == f"<Engine [{url} at 127.0.0.1: 0 active, 1 idle, 0 waiting]>"
+    assert [received.header("host") for received in upstream.requests] == [f"upstream.test:{upstream.port}"] * 2
+
+
+async def test_addresses_of_one_name_do_not_share_connections(engine: Engine, names: dict[str, Answers]) -> None:
+    async with ScriptedUpstream([forever(read(), reply())], host="0.0.0.0") as upstream:
+        url = f"http://upstream.test:{upstream.port}"
+        names["upstream.test"] = [four(upstream.port)]
+        for _ in range(2):
+            await fetch(engine, to(url, "127.0.0.1"))
+            await fetch(engine, to(url, "127.0.0.2"))
+            await fetch(engine, request(url))
+
+        assert upstream.accepted == 3
+        assert list(map(str, engine.pools)) == [f"{url} at 127.0.0.1", f"{url} at 127.0.0.2", url]
+
+
+async def test_an_address_that_refuses_is_not_replaced_by_another_of_its_name(
+    engine: Engine, names: dict[str, Answers]
+) -> None:
+    async with ScriptedUpstream([read(), reply()]) as upstream:
+        names["upstream.test"] = [four(upstream.port)]
+        with pytest.raises(httpx.ConnectError, match="refused"):
+            await fetch(engine, to(f"http://upstream.test:{upstream.port}", "127.0.0.2"))
+
+        assert upstream.accepted == 0
+
+
+async def test_an_address_may_be_ipv6(engine: Engine, names: dict[str, Answers]) -> None:
+    try:
+        upstream = await ScriptedUpstream([read(), reply()], host="::1").__aenter__()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    async with engine:
+        assert await fetch(engine, to(f"http://upstream.test:{upstream.port}", "::1")) == (200, b"{}")
+    assert upstream.requests[0].header("host") == f"upstream.test:{upstream.port}"
+    await upstream.__aexit__(None, None, None)
 
 
 async def test_ipv6_is_spoken_where_it_is_available(engine: Engine) -> None:

@@ -2,10 +2,14 @@
 
 import asyncio
 
+import httpx
 import pytest
 
-from gateway.transport import Engine, TransportSettings
-from tests.support.upstream import ScriptedUpstream, forever, read, reply, wait_for
+from gateway.transport import Engine, PreparedRequest, Target, TransportSettings
+from gateway.transport.connection import Connection
+from gateway.transport.pool import Pool
+from gateway.transport.request import Origin
+from tests.support.upstream import ScriptedUpstream, blackhole, close, forever, read, reply, wait_for
 from tests.transport.exchanges import fetch, request
 
 
@@ -82,6 +86,58 @@ async def test_a_place_that_could_not_be_filled_goes_to_the_next_in_the_queue() 
     assert [type(result).__name__ for result in results] == ["ConnectError"] * 3
     assert repr(engine) == f"<Engine [{gone}: 0 active, 0 idle, 0 waiting]>"
     await engine.aclose()
+
+
+async def test_a_pool_that_nobody_uses_is_dropped_when_another_is_opened(engine: Engine) -> None:
+    async with ScriptedUpstream([read(), reply(headers=["connection: close"])], host="0.0.0.0") as upstream:
+        url = f"http://upstream.test:{upstream.port}"
+        for number in range(1, 20):
+            target = Target("GET", httpx.URL(url), address=f"127.0.0.{number}")
+            await fetch(engine, PreparedRequest(target, [], b"", {}))
+
+        assert upstream.accepted == 19
+        assert repr(engine) == f"<Engine [{url} at 127.0.0.19: 0 active, 0 idle, 0 waiting]>"
+
+
+async def test_a_pool_is_kept_while_it_has_a_connection_or_somebody_waits_for_one() -> None:
+    engine = await open_engine(max_connections=1)
+    gate = asyncio.Event()
+    busy_script = [read(), wait_for(gate), reply(), forever(read(), reply())]
+    async with ScriptedUpstream(busy_script) as busy, ScriptedUpstream([forever(read(), reply())]) as idle:
+        with blackhole() as dialled:
+            await fetch(engine, request(idle.url))
+            async with asyncio.TaskGroup() as tasks:
+                served = [tasks.create_task(fetch(engine, request(busy.url))) for _ in range(2)]
+                dialling = tasks.create_task(fetch(engine, request(dialled)))
+                await busy.wait_until(lambda: len(busy.requests) == 1)
+                engine._open_pool(Origin("http", "elsewhere.test", 80))
+                assert repr(engine) == (
+                    f"<Engine [{idle.url}: 0 active, 1 idle, 0 waiting, {busy.url}: 1 active, 0 idle, 1 waiting, "
+                    f"{dialled}: 1 active, 0 idle, 0 waiting, http://elsewhere.test:80: 0 active, 0 idle, 0 waiting]>"
+                )
+                gate.set()
+                assert await asyncio.gather(*served) == [(200, b"{}")] * 2
+                dialling.cancel()
+    await engine.aclose()
+
+
+async def test_a_stale_connection_is_replaced_also_where_its_pool_was_dropped_meanwhile(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget(pool: Pool, connection: Connection) -> None:
+        real(pool, connection)
+        engine._open_pool(Origin("http", "elsewhere.test", 80))
+
+    real = Pool.forget
+    async with ScriptedUpstream([read(), reply(), read(), close()], [forever(read(), reply(b"new"))]) as upstream:
+        await fetch(engine, request(upstream.url))
+        (first,) = engine.pools.values()
+        with monkeypatch.context() as patched:
+            patched.setattr(Pool, "forget", forget)
+            assert await fetch(engine, request(upstream.url)) == (200, b"new")
+
+        assert first not in engine.pools.values()
+        assert repr(engine).endswith(f"{upstream.url}: 0 active, 1 idle, 0 waiting]>")
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,28 @@ def test_a_target_is_somewhere_on_the_web(url: str) -> None:
         Target("POST", httpx.URL(url))
 
 
+@pytest.mark.parametrize("address", ["", "upstream.test", "10.0.0.3:8000", "[::1]", "10.0.0.256"])
+def test_an_address_is_an_ip_address(address: str) -> None:
+    with pytest.raises(ValueError, match="does not appear to be an IPv4 or IPv6 address"):
+        Target("POST", httpx.URL("http://upstream.test/"), address=address)
+
+
+@pytest.mark.parametrize(
+    ("address", "origin"),
+    [
+        (None, "http://upstream.test:80"),
+        ("10.0.0.3", "http://upstream.test:80 at 10.0.0.3"),
+        ("FD00:0::3", "http://upstream.test:80 at fd00::3"),
+    ],
+)
+def test_what_is_pooled_by_is_the_name_and_the_address(address: str | None, origin: str) -> None:
+    target = Target("POST", httpx.URL("http://upstream.test/"), address=address)
+
+    assert str(target.origin) == origin
+    assert target.origin == Target("GET", httpx.URL("http://upstream.test:80/x"), address=address).origin
+    assert dict(target.fields)[b"host"] == b"upstream.test"
+
+
 async def test_a_host_of_ones_own_is_sent_once(engine: Engine) -> None:
     async with ScriptedUpstream([read(), reply()]) as upstream:
         target = Target("POST", httpx.URL(upstream.url), [(b"Host", b"elsewhere.test")])

@@ -8,7 +8,7 @@ import httpx
 import pytest
 import trustme
 
-from gateway.transport import Engine, TlsError, TransportSettings, open_transport
+from gateway.transport import Engine, PreparedRequest, Target, TlsError, TransportSettings, open_transport
 from tests.support.upstream import ScriptedUpstream, close, forever, read, reply
 from tests.transport.exchanges import fetch, request
 
@@ -60,6 +60,29 @@ async def test_one_context_serves_all_connections(authority: trustme.CA, ca_file
     await engine.aclose()
 
     assert names == ["localhost", "localhost"]
+
+
+@pytest.mark.parametrize("certified", ["upstream.test", "127.0.0.1"])
+async def test_an_address_must_prove_the_name_that_it_was_found_under(
+    authority: trustme.CA, ca_file: str, certified: str
+) -> None:
+    names: list[str | None] = []
+    tls = served(authority.issue_cert(certified))
+    tls.sni_callback = lambda _sock, name, _context: names.append(name)
+    engine = Engine(TransportSettings(ca_file=ca_file))
+    async with ScriptedUpstream([read(), reply()], tls=tls) as upstream:
+        target = Target("POST", httpx.URL(f"https://upstream.test:{upstream.port}/v1"), address="127.0.0.1")
+        sent = PreparedRequest(target, [], b"{}", {"timeout": {"connect": 10.0, "read": 10.0}})
+        if certified == "upstream.test":
+            assert await fetch(engine, sent) == (200, b"{}")
+            assert upstream.requests[0].header("host") == f"upstream.test:{upstream.port}"
+        else:
+            with pytest.raises(TlsError):
+                await fetch(engine, sent)
+            assert upstream.requests == []
+    await engine.aclose()
+
+    assert names == ["upstream.test"]
 
 
 @pytest.mark.parametrize("fault", ["wrong host", "expired", "unknown authority", "old protocol"])

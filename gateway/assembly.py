@@ -1,0 +1,154 @@
+"""Makes the fleet that the settings describe. The only place that knows both their shapes."""
+
+import asyncio
+import random
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Protocol
+
+import httpx
+import structlog
+
+from gateway import config
+from gateway.admission import ConcurrencySettings
+from gateway.call import Clock
+from gateway.dialects import DIALECTS
+from gateway.discovery import Discovery, system_lookup
+from gateway.fleet import Endpoint, Fleet, Hedge, Replica, Route, Rules, Target, Timeouts, Upstream
+from gateway.health import HealthChecks, HealthSettings
+from gateway.observe.upstreams import ReplicaReading, UpstreamReading
+from gateway.policy.balance import BALANCES
+from gateway.policy.breaker import Breaker, BreakerSettings
+from gateway.policy.retry import RetrySettings
+from gateway.transport import TransportSettings, open_transport
+from gateway.transport.request import Origin
+from gateway.transport.resolver import DaemonThreads
+
+_NEVER = 1 << 62
+
+
+class Watcher(Protocol):
+    """What goes on beside the calls, for as long as the gateway serves."""
+
+    async def run(self) -> None:
+        """Watch, until cancelled."""
+
+
+def build_fleet(
+    settings: config.Settings, transport: httpx.AsyncBaseTransport | None, rng: random.Random, clock: Clock
+) -> tuple[Fleet, list[Watcher]]:
+    """The fleet, and what watches it. `transport` is the way out for all upstreams, instead of an engine for each."""
+    builders = {name: _Builder(name, upstream, transport, rng, clock) for name, upstream in settings.upstreams.items()}
+    fleet = _fleet(settings, builders)
+    watchers = [watcher for name, builder in builders.items() for watcher in builder.watchers(fleet.upstreams[name])]
+    return fleet, watchers
+
+
+def _fleet(settings: config.Settings, builders: dict[str, "_Builder"]) -> Fleet:
+    upstreams = {name: builder.upstream() for name, builder in builders.items()}
+    routes = {name: _route(name, model, upstreams) for name, model in settings.models.items()}
+    for name, model in settings.models.items():
+        for fallback in model.fallbacks:
+            if (found := config.resolve(fallback, settings.models)) is not None:
+                routes[name].fall_back(routes[found], fallback)
+    return Fleet(upstreams, list(routes.values()))
+
+
+def _route(name: str, model: config.Model, upstreams: dict[str, Upstream]) -> Route:
+    targets = [Target(upstreams[target.upstream], target.model, target.weight) for target in model.targets]
+    if model.hedge is None:
+        return Route(name, targets)
+    return Route(name, targets, Hedge(None if model.hedge.after == "p95" else model.hedge.after))
+
+
+class _Builder:
+    """What the replicas of one upstream have in common."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: config.Upstream,
+        transport: httpx.AsyncBaseTransport | None,
+        rng: random.Random,
+        clock: Clock,
+    ) -> None:
+        self._name = name
+        self._settings = settings
+        self._transport = transport or open_transport(TransportSettings(**settings.transport.values()))
+        self._rng = rng
+        self._clock = clock
+        self._dialect = DIALECTS[settings.kind]
+        self._headers = list(_headers(settings))
+        breaker = settings.breaker.values()
+        self._slow_start: float = breaker.pop("slow_start")
+        self._breaker = BreakerSettings(**breaker)
+
+    def upstream(self) -> Upstream:
+        """The upstream, with the replicas that its settings name."""
+        settings = self._settings
+        # One refusal is enough: the next request would carry the same key.
+        key = BreakerSettings(
+            failures=1, volume=_NEVER, ejection=self._breaker.ejection, max_ejection=self._breaker.max_ejection
+        )
+        rules = Rules(
+            Timeouts(**settings.timeouts.values()),
+            RetrySettings(**settings.retry.values()),
+            ConcurrencySettings(**settings.concurrency.values()),
+            BALANCES[settings.balance](),
+            Breaker(key, self._rng.random),
+        )
+        replicas = [self.replica(url, weight=weight) for url, weight in settings.replicas]
+        return Upstream(self._name, self._dialect, replicas, self._transport, rules)
+
+    def watchers(self, upstream: Upstream) -> Iterator[Watcher]:
+        """What keeps the upstream's replicas up to date."""
+        settings, chance = self._settings, self._rng.random
+        logger = structlog.get_logger("gateway.fleet")
+        if settings.discovery == "dns" and settings.url is not None:
+            origin = Origin.of(httpx.URL(settings.url))
+            # A resolver of its own: a name server that hangs must hold up nobody else.
+            lookup = system_lookup(origin.host, origin.port, DaemonThreads(1))
+            make = partial(self.replica, settings.url)
+            yield Discovery(upstream, make, lookup=lookup, sleep=asyncio.sleep, chance=chance, logger=logger)
+        health = settings.health.values()
+        enabled, path = health.pop("enabled"), health.pop("path")
+        if self._dialect.checked if enabled is None else enabled:
+            rules = HealthSettings(**health)
+            yield HealthChecks(
+                upstream,
+                lambda replica: replica.endpoint.health(path),
+                rules,
+                sleep=asyncio.sleep,
+                chance=chance,
+                logger=logger,
+            )
+
+    def replica(self, url: str, address: str | None = None, weight: float = 1.0) -> Replica:
+        """One more of them."""
+        endpoint = Endpoint(url, self._dialect, self._headers, address)
+        breaker = Breaker(self._breaker, self._rng.random)
+        return Replica(endpoint, breaker, self._clock, self._slow_start, weight)
+
+
+def _headers(upstream: config.Upstream) -> Iterable[tuple[str, str]]:
+    dialect = DIALECTS[upstream.kind]
+    yield from dialect.headers(None if upstream.api_key is None else upstream.api_key.get_secret_value())
+    for header, value in (("openai-organization", upstream.organization), ("openai-project", upstream.project)):
+        if value is not None:
+            yield header, value
+
+
+def readings(fleet: Fleet, now: float) -> Iterable[UpstreamReading]:
+    """How the fleet stands, for the metrics."""
+    for upstream in fleet.upstreams.values():
+        replicas = [
+            ReplicaReading(replica.name, replica.standing(now), replica.inflight) for replica in upstream.replicas
+        ]
+        yield UpstreamReading(
+            upstream.name,
+            replicas,
+            queued=len(upstream.queue),
+            budget=upstream.budget.left(now),
+            panics=upstream.panics,
+            key_refused=not upstream.key.closed,
+        )

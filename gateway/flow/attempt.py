@@ -1,0 +1,336 @@
+"""One try at one replica: a request goes out, and a reply comes back, or the one error that says why not.
+
+Commits late: a stream is handed on when its first event with something in it is here, a plain reply when its last byte is,
+so that whatever goes wrong before that is still an error with a status, and can be tried elsewhere. What is borrowed is
+given back with what came of it, once. Must not know callers, routes or other attempts.
+"""
+
+import asyncio
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import httpx
+import msgspec
+
+from gateway import errors
+from gateway.call import Call, Clock, Exchange, Try
+from gateway.fleet import Lease, Upstream
+from gateway.outcome import Phase, Refusal, judge, of_exception, of_status
+from gateway.transport import BodyStream, DeadlineExceeded, Engine, PreparedRequest
+from gateway.wire import chat
+from gateway.wire.sse import Event, EventTooLarge, Framer
+
+Fields = list[tuple[bytes, bytes]]
+
+_PASSED = frozenset((b"openai-processing-ms", b"openai-version"))
+LARGEST_REPLY = 32 << 20
+LARGEST_REFUSAL = 64 << 10
+LARGEST_PRELUDE = 256 << 10  # what a stream says before there is anything in it
+
+_ABANDONED = errors.CallerLeft("The attempt was given up.")
+
+
+class Plain(NamedTuple):
+    """A whole reply, verified to be JSON. `headers`: what of the upstream's the caller may see."""
+
+    body: bytes
+    headers: Fields
+    read: chat.Chunk
+
+
+class Head(NamedTuple):
+    """What is read of a response's headers, in one pass: looking them up one by one costs more than all the rest."""
+
+    content_type: bytes  # without its parameters, in lower case
+    encoded: bool
+    passed: Fields  # to the caller: the upstream's limits and its own time, nothing that tells of the account
+
+    @classmethod
+    def of(cls, response: httpx.Response) -> "Head":
+        """Read a response's headers."""
+        content_type, encoded = b"", False
+        passed: Fields = []
+        for given, value in response.headers.raw:
+            name = given.lower()
+            if name == b"content-type":
+                content_type = value.partition(b";")[0].strip().lower()
+            elif name == b"content-encoding":
+                encoded = value.lower() != b"identity"
+            elif name.startswith(b"x-ratelimit-") or name in _PASSED:
+                passed.append((name, value))
+        return cls(content_type, encoded, passed)
+
+
+class Until(NamedTuple):
+    """Moments of the loop's clock: when the call's time is up, and when the caller's own patience is."""
+
+    total: float
+    patience: float
+
+
+class Attempt:
+    """What one try borrows, and what came of it: `reply`, once it is there. Settling it twice is settling it once."""
+
+    __slots__ = ("_clock", "exchange", "lease", "phase", "reply", "response", "until", "upstream")
+
+    def __init__(self, upstream: Upstream, lease: Lease, exchange: Exchange, until: Until, clock: Clock) -> None:
+        self.upstream = upstream
+        self.lease = lease
+        self.exchange = exchange
+        self.until = until
+        self._clock = clock
+        self.response: httpx.Response | None = None
+        self.reply: Plain | Stream | None = None
+        self.phase: Phase = "head"
+
+    async def run(self, call: Call) -> None:
+        """Try. Raises GatewayError; whatever happens but a stream's beginning, everything is given back."""
+        exchange, lease = self.exchange, self.lease
+        exchange.phase = "upstream"
+        exchange.attempts += 1
+        self.show()
+        exchange.sent_at = sent_at = self._clock()
+        error: errors.GatewayError | None = _ABANDONED
+        try:
+            self.reply = await self._bounded(call)
+            error = None
+        except httpx.HTTPError as exception:
+            error = self._told(exception)
+            raise error from exception
+        except errors.GatewayError as failure:
+            error = failure
+            raise
+        except asyncio.CancelledError:
+            error = blamed(exchange)
+            raise
+        finally:
+            exchange.committed_at = now = self._clock()
+            exchange.upstream_seconds += now - sent_at
+            if error is None:
+                lease.answered(now)
+            if not isinstance(self.reply, Stream):
+                await self.settle(error)
+
+    @property
+    def answer(self) -> "Plain | Stream":
+        """The reply of an attempt that has succeeded."""
+        if self.reply is None:
+            raise RuntimeError("the attempt has no reply")
+        return self.reply
+
+    async def discard(self) -> None:
+        """Give a reply back unread: another attempt was quicker."""
+        await self.settle(_ABANDONED)
+
+    def show(self) -> None:
+        """This is the attempt that the call's record tells of."""
+        exchange, lease = self.exchange, self.lease
+        exchange.upstream = self.upstream.name
+        exchange.upstream_model = lease.model
+        exchange.replica = lease.replica.name
+
+    async def settle(self, error: errors.GatewayError | None) -> None:
+        """Give back the replica and the connection. With the gateway's own engine this awaits nothing."""
+        if self.lease.settle(error, self._clock()):
+            self.exchange.tries.append(Try(self.upstream.name, self.lease.replica.name, judge(error)))
+        if self.response is not None:
+            await _stream_of(self.response).aclose()
+
+    def _told(self, exception: httpx.HTTPError) -> errors.GatewayError:
+        if isinstance(exception, httpx.TimeoutException) and self.until.patience <= _now():
+            return errors.DeadlinePassed()
+        return of_exception(exception, self.phase)
+
+    async def _bounded(self, call: Call) -> "Plain | Stream":
+        """Try, with a deadline that the gateway's own engine keeps, and any other transport is held to."""
+        request = self._request(call)
+        if isinstance(self.upstream.transport, Engine):
+            return await self._try(request, call)
+        try:
+            async with asyncio.timeout_at(request.extensions["deadline"]):
+                return await self._try(request, call)
+        except TimeoutError:
+            raise DeadlineExceeded("the request's deadline passed") from None
+
+    def _request(self, call: Call) -> PreparedRequest:
+        upstream, lease = self.upstream, self.lease
+        deadline = min(self.until)
+        if call.stream and (first_token := _now() + upstream.timeouts.first_token) < deadline:
+            self.phase = "first_event"
+            deadline = first_token
+        return PreparedRequest(
+            lease.replica.endpoint.destination(call.kind, stream=call.stream),
+            [(b"x-request-id", self.exchange.request_id.encode("ascii"))],
+            upstream.dialect.encode(call, lease.model),
+            {"timeout": upstream.stream_timeout if call.stream else upstream.plain_timeout, "deadline": deadline},
+        )
+
+    async def _try(self, request: PreparedRequest, call: Call) -> "Plain | Stream":
+        response = self.response = await self.upstream.transport.handle_async_request(request)
+        if not call.stream:
+            self.phase = "body"
+        if not 200 <= response.status_code < 300:
+            raise await _refused(self.upstream, response)
+        head = Head.of(response)
+        if head.encoded:
+            raise errors.UpstreamBroken("The upstream's answer is encoded.", code="upstream_bad_encoding")
+        if _is_plain(head.content_type, call):
+            return await _plain(self.upstream, response, head.passed)
+        stream = Stream(self, response, head.passed)
+        stream.first = await _first_events(stream)
+        self.outlive(min(self.upstream.timeouts.stream, self.exchange.deadline - _now()))
+        return stream
+
+    def outlive(self, seconds: float) -> bool:
+        """Move the deadline to `seconds` from now; False if the transport keeps none."""
+        if self.response is None or not isinstance(self.response.stream, BodyStream):
+            return False
+        self.response.stream.deadline = _now() + seconds
+        return True
+
+    def begun(self) -> None:
+        """There is an event, if one with nothing in it: it is no longer its beginning that is waited for."""
+        if self.phase != "stream":
+            self.phase = "stream"
+            self.outlive(min(self.until) - _now())
+
+
+class Stream:
+    """A stream whose first event with something in it is here. Whoever enters it settles it on leaving."""
+
+    __slots__ = ("_attempt", "_framer", "_reads", "first", "headers")
+
+    def __init__(self, attempt: Attempt, response: httpx.Response, headers: Fields) -> None:
+        self._attempt = attempt
+        self._reads = aiter(_stream_of(response))
+        self._framer = Framer()
+        self.headers = headers
+        self.first: list[Event] = []
+
+    async def read(self) -> list[Event] | None:
+        """The events that the next read completes, perhaps none; None at the end. Raises GatewayError."""
+        try:
+            return self._framer.feed(await anext(self._reads))
+        except StopAsyncIteration:
+            return None
+        except EventTooLarge:
+            raise errors.UpstreamBroken(
+                "The upstream sent too large an event.", code="upstream_event_too_large"
+            ) from None
+        except httpx.HTTPError as exception:
+            raise of_exception(exception, self._attempt.phase) from exception
+
+    def begun(self) -> None:
+        """The first event is here."""
+        self._attempt.begun()
+
+    def refusal(self, data: bytes) -> errors.GatewayError:
+        """What an event means that tells of an error."""
+        return _told_inside(self._attempt.upstream.dialect.refusal(data))
+
+    def outlive(self, seconds: float) -> bool:
+        """Move the deadline to `seconds` from now; False if the transport keeps none."""
+        return self._attempt.outlive(seconds)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _class: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """Give back what the stream holds, read to its end or not."""
+        if isinstance(error, errors.GatewayError) or error is None:
+            await self._attempt.settle(error)
+        else:
+            await self._attempt.settle(blamed(self._attempt.exchange))
+
+
+def blamed(exchange: Exchange) -> errors.GatewayError:
+    """What a cancelled attempt is put down to: to the upstream only where its silence was the reason."""
+    reason = exchange.interruption
+    return reason if isinstance(reason, errors.UpstreamError) else _ABANDONED
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _stream_of(response: httpx.Response) -> httpx.AsyncByteStream:
+    if not isinstance(response.stream, httpx.AsyncByteStream):
+        raise TypeError("the transport is not asynchronous")
+    return response.stream
+
+
+def _is_plain(content_type: bytes, call: Call) -> bool:
+    """Whether the answer is JSON, which also an upstream may send that was asked for a stream."""
+    if content_type == b"application/json" or (content_type == b"" and not call.stream):
+        return True
+    if call.stream and content_type in (b"text/event-stream", b""):
+        return False
+    raise errors.UpstreamBroken("The upstream's answer is of the wrong type.", code="upstream_bad_content_type")
+
+
+async def _refused(upstream: Upstream, response: httpx.Response) -> errors.GatewayError:
+    try:
+        body = await _read(response, LARGEST_REFUSAL)
+    except (httpx.HTTPError, errors.UpstreamBroken):
+        body = b""  # the status says enough
+    return of_status(response.status_code, upstream.dialect.refusal(body), response.headers)
+
+
+async def _read(response: httpx.Response, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in _stream_of(response):
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise errors.UpstreamBroken("The upstream's answer is too large.", code="upstream_response_too_large")
+    return b"".join(parts)
+
+
+async def _plain(upstream: Upstream, response: httpx.Response, headers: Fields) -> Plain:
+    body = await _read(response, LARGEST_REPLY)
+    try:
+        read = chat.read_chunk(body)
+    except msgspec.DecodeError:
+        raise errors.UpstreamBroken("The upstream's answer is not valid JSON.") from None
+    if read.failed:
+        raise _told_inside(upstream.dialect.refusal(body))
+    return Plain(body, headers, read)
+
+
+def _told_inside(refusal: Refusal) -> errors.GatewayError:
+    """An error that was told under status 200: its code may be the status that it should have had."""
+    code = refusal.code or ""
+    status = int(code) if code.isdecimal() and 400 <= int(code) < 600 else 500
+    return of_status(status, refusal, {})
+
+
+async def _first_events(stream: Stream) -> list[Event]:
+    """All up to the first event with something in it. Raises GatewayError if one tells of an error, or if none comes.
+
+    A role alone promises nothing: an engine may send it, and then find that it has no room for the request.
+    """
+    events: list[Event] = []
+    size = 0
+    while size <= LARGEST_PRELUDE and (read := await stream.read()) is not None:
+        events += read
+        size += sum(len(raw) for raw, _ in read)
+        for _, data in read:
+            if data:
+                stream.begun()
+                if _says_something(stream, data):
+                    return events
+    raise errors.UpstreamBroken("The upstream's stream holds no event.", code="upstream_stream_incomplete")
+
+
+def _says_something(stream: Stream, data: bytes) -> bool:
+    try:
+        chunk = chat.read_chunk(data)
+    except msgspec.DecodeError:
+        return True  # the relay says what is wrong with it, or it is [DONE]
+    if chunk.failed:
+        raise stream.refusal(data)
+    begins = bytes(chunk.choices) != b"" and not chat.has_content(chunk.choices)
+    return not begins or bool(chat.finished(data))

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PORT   ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clients test-storms bench check format lock clean
+.PHONY: help run test test-clients test-storms test-failover bench check format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ tests/clients/node/node_modules/.ready: tests/clients/node/package-lock.json
 
 test-storms: $(VENV)/.ready ## cancellations by the hundred thousand: no slot, descriptor or task may leak (minutes)
 	$(BIN)/python -m pytest -m storms tests
+
+test-failover: $(VENV)/.ready ## replicas killed, stalled, slow and wrong under load: nobody may notice (minutes)
+	$(BIN)/python -m pytest -m failover tests/failover
 
 bench: $(VENV)-bench/.ready $(if $(BENCH_LITELLM),$(VENV)-bench-litellm/.ready) ## CPU per request and chunk beside Envoy and a Rust router (BENCH_LITELLM=1: and LiteLLM)
 	$(VENV)-bench/bin/python -m bench $(BENCH_OPTIONS)

@@ -150,6 +150,11 @@ class Exchange:
         """Seconds from receipt to the first event with content; None for plain replies."""
         return None if self.content_at is None or not self.stream else self.content_at - self.started_at
 
+    def enter(self, phase: Phase) -> None:
+        """What is waited for now. A stream that has been promised stays one, whatever is tried behind it."""
+        if self.phase != "streaming":
+            self.phase = phase
+
     def interrupt(self, reason: GatewayError) -> None:
         """End the call from outside: its task is cancelled at whatever it awaits, and finds the reason here.
 

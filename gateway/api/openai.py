@@ -45,12 +45,13 @@ class OpenAI:
         exchange.prompt_chars = call.prompt_chars
         route = self._route(caller, call.model)
         exchange.model = route.name
-        if call.stream:
-            await self._stream(caller, call, route)
-            return
-        reply = await self._dispatch(call, route, exchange)
-        if isinstance(reply, Plain):
-            await relay_plain(reply, caller.answer, call, exchange)
+        try:
+            if call.stream:
+                await self._stream(caller, call, route)
+            elif isinstance(reply := await self._dispatch(call, route, exchange), Plain):
+                await relay_plain(reply, caller.answer, call, exchange)
+        finally:
+            call.body = b""  # a failure's traceback holds on to the call for a while
 
     def _route(self, caller: Caller, model: str) -> Route:
         route = self._fleet.resolve(model)

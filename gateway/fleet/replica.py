@@ -34,7 +34,7 @@ class Endpoint:
     `address`: where to connect to, if that is not what the URL names.
     """
 
-    __slots__ = ("_destinations", "_dialect", "_headers", "_url", "address", "name")
+    __slots__ = ("_destinations", "_dialect", "_headers", "_url", "address", "name", "path")
 
     def __init__(
         self, url: str, dialect: Dialect, headers: Sequence[tuple[str, str]], address: str | None = None
@@ -43,6 +43,7 @@ class Endpoint:
         if address is not None:
             parsed = parsed.copy_with(host=address, port=parsed.port or {"https": 443}.get(parsed.scheme, 80))
         self.name = parsed.netloc.decode("ascii")
+        self.path = parsed.path
         self.address = address
         self._url = url
         self._dialect = dialect

@@ -82,9 +82,11 @@ class Upstream:
 
     def choose(self, model: str, now: float, chance: Chance, tried: Collection[Replica] = ()) -> Replica | None:
         """A replica that is fit for a call and has a place free, not one of `tried`; None if there is none."""
-        limit = self._limit
-        fit = [one for one in self.replicas if one.inflight < limit and one.fit(model, now) and one not in tried]
-        if len(fit) != len(self.replicas):
+        replicas, limit = self.replicas, self._limit
+        if len(replicas) == 1 and not tried and replicas[0].inflight < limit and replicas[0].fit(model, now):
+            return replicas[0]  # as most are, and most of the time
+        fit = [one for one in replicas if one.inflight < limit and one.fit(model, now) and one not in tried]
+        if len(fit) != len(replicas):
             fit = self._in_trouble(fit, model, now, tried)
         return self._balance(fit, now, chance) if fit else None
 

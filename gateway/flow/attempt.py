@@ -15,7 +15,7 @@ import msgspec
 from gateway import errors
 from gateway.call import Call, Clock, Exchange, Try
 from gateway.fleet import Lease, Upstream
-from gateway.outcome import Phase, Refusal, judge, of_exception, of_status
+from gateway.outcome import Outcome, Phase, Refusal, judge, of_exception, of_status
 from gateway.transport import BodyStream, DeadlineExceeded, Engine, PreparedRequest
 from gateway.wire import chat
 from gateway.wire.sse import Event, EventTooLarge, Framer
@@ -86,7 +86,7 @@ class Attempt:
     async def run(self, call: Call) -> None:
         """Try. Raises GatewayError; whatever happens but a stream's beginning, everything is given back."""
         exchange, lease = self.exchange, self.lease
-        exchange.phase = "upstream"
+        exchange.enter("upstream")
         exchange.attempts += 1
         self.show()
         exchange.sent_at = sent_at = self._clock()
@@ -132,7 +132,8 @@ class Attempt:
     async def settle(self, error: errors.GatewayError | None) -> None:
         """Give back the replica and the connection. With the gateway's own engine this awaits nothing."""
         if self.lease.settle(error, self._clock()):
-            self.exchange.tries.append(Try(self.upstream.name, self.lease.replica.name, judge(error)))
+            outcome = Outcome.SERVED if error is None else judge(error)
+            self.exchange.tries.append(Try(self.upstream.name, self.lease.replica.name, outcome))
         if self.response is not None:
             await _stream_of(self.response).aclose()
 

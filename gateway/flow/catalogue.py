@@ -31,8 +31,9 @@ def _served(fleet: Fleet, route: Route, listed: list[str], known: dict[str, str]
 
 
 async def _listed(upstream: Upstream) -> list[str]:
+    replica = next((one for one in upstream.replicas if not one.out), upstream.replicas[0])
     request = PreparedRequest(
-        upstream.replicas[0].endpoint.destination("models", stream=False),
+        replica.endpoint.destination("models", stream=False),
         [],
         b"",
         {"timeout": upstream.plain_timeout},

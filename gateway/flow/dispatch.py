@@ -45,9 +45,9 @@ class Dispatch:
         """
         tries = Tries(self, call, route, exchange, watched_by)
         try:
-            if route.hedge is None:
-                return await tries.once(tries.place)
-            return await tries.hedged()
+            if route.hedge is not None:
+                return await tries.hedged()
+            return (await tries.attempt(tries.place)).answer
         except errors.GatewayError as failure:
             return await tries.again(failure)
 
@@ -90,11 +90,8 @@ class Tries:
         self._next: Place | None = None
         self._failure: errors.GatewayError | None = None
 
-    async def once(self, place: Place) -> Plain | Stream:
-        """One attempt. Raises GatewayError."""
-        return (await self._attempt(place)).answer
-
-    async def _attempt(self, place: Place) -> Attempt:
+    async def attempt(self, place: Place) -> Attempt:
+        """One that has succeeded. Raises GatewayError."""
         upstream, exchange = place.upstream, self._exchange
         if self._watched_by is not None:
             self._watched_by(upstream.timeouts)
@@ -113,7 +110,7 @@ class Tries:
     async def _turn(self, upstream: Upstream, until: Until) -> Replica:
         """A replica on which there is a place now, counted. Raises Overloaded."""
         exchange = self._exchange
-        exchange.phase = "queue"
+        exchange.enter("queue")
         if not exchange.attempts:
             exchange.upstream = upstream.name
         return await upstream.queue.turn(min(until))
@@ -148,7 +145,7 @@ class Tries:
         if self._next is None:
             assert self._failure is not None
             raise self._failure
-        return await self.once(self.place)
+        return (await self.attempt(self.place)).answer
 
     def _wait(self, state: RetryCallState) -> float:
         """Seconds until the next attempt: none on the way elsewhere, infinitely many if that would be too many."""
@@ -190,7 +187,7 @@ class Tries:
 
     async def _pause(self, seconds: float) -> None:
         if seconds:
-            self._exchange.phase = "backoff"
+            self._exchange.enter("backoff")
             await self._dispatch.sleep(seconds)
 
     # Beside a slow attempt.
@@ -202,7 +199,7 @@ class Tries:
         after = route.hedge.after if route.hedge.after is not None else route.recent.quantile(HEDGED_QUANTILE)
         spent, began_at = exchange.upstream_seconds, clock()
         try:
-            attempt = await race(partial(self._attempt, self.place), self._beside, after)
+            attempt = await race(partial(self.attempt, self.place), self._beside, after)
         finally:
             exchange.upstream_seconds = spent + clock() - began_at
         attempt.show()
@@ -219,7 +216,7 @@ class Tries:
             return None
         self._exchange.hedge = "neither"
         self._plan.failed(place, Again.ANYWHERE)
-        return partial(self._attempt, place)
+        return partial(self.attempt, place)
 
 
 def _may_be_mended(failure: BaseException) -> bool:

@@ -4,6 +4,7 @@
 not answer would keep a gateway alive that has nothing left to do. Must not know what is run in the threads.
 """
 
+import errno
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -31,8 +32,17 @@ class DaemonThreads(Executor):
             self._threads += begins
         future.add_done_callback(self._forget)
         if begins:
-            threading.Thread(target=self._work, name="resolver", daemon=True).start()
+            self._begin(future)
         return future
+
+    def _begin(self, future: Future[Any]) -> None:
+        try:
+            threading.Thread(target=self._work, name="resolver", daemon=True).start()
+        except RuntimeError:  # no more threads are to be had
+            with self._lock:
+                self._threads -= 1
+            if not self._threads and not future.done():  # nobody would ever come to it
+                future.set_exception(OSError(errno.EAGAIN, "no thread to resolve a name in"))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
         """Cancel what waits, if told to; never wait for what runs."""

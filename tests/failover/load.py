@@ -5,6 +5,7 @@ What is late is late by the time at which it was due, so that a pause is not hid
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class Answer:
 
 
 class Load:
-    """Goes on while it is entered. `answers` are all that there are so far, by when they ended."""
+    """Goes on while it is entered. `calls`: how many have been sent; `answers`: what came of them, by when they ended."""
 
     def __init__(self, port: int, *, callers: int = CALLERS, rate: float = RATE) -> None:
         self._port = port
@@ -73,6 +74,7 @@ class Load:
         self._began_at = 0.0
         self._leaving = False
         self._tasks: list[asyncio.Task[None]] = []
+        self.calls = 0
         self.answers: list[Answer] = []
 
     async def __aenter__(self) -> Self:
@@ -87,8 +89,8 @@ class Load:
         self._leaving = True
         await asyncio.gather(*self._tasks)
 
-    async def last(self, seconds: float) -> None:
-        """Go on for so long; a caller that has broken breaks this too."""
+    async def go_on(self, seconds: float) -> None:
+        """For so long. A fault of the callers' own is raised here."""
         done, _ = await asyncio.wait(self._tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
@@ -96,23 +98,24 @@ class Load:
     async def _call_and_call(self) -> None:
         while not self._leaving:
             async with await Caller.connect(self._port) as caller:
-                while not self._leaving and await self._call(caller):
+                while await self._call(caller):
                     pass
 
     async def _call(self, caller: Caller) -> bool:
-        """One call, when it is due. False if the connection can't be used for another."""
+        """One call, when it is due. False if there is to be no other on this connection."""
         number = next(self._numbers)
         due = self._began_at + number / self._rate
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         stream = number % 2 == 1
         sent = time.monotonic()
+        self.calls += 1
         try:
             await caller.send(_REQUESTS[stream])
             response = await caller.response()
         except (OSError, EOFError, TimeoutError):
             response = _NOTHING
         self.answers.append(Answer(due, sent, time.monotonic(), stream, response))
-        return response is not _NOTHING
+        return response is not _NOTHING and not self._leaving
 
 
 def _request(stream: bool) -> bytes:
@@ -123,9 +126,9 @@ _REQUESTS = {stream: _request(stream) for stream in (False, True)}
 
 
 def percentile(values: Iterable[float], percent: int) -> float:
-    """The value that `percent` of them do not pass."""
+    """The value that `percent` of them do not pass; NaN where there are none."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else math.nan
 
 
 def steady_percentile(answers: Sequence[Answer], percent: int) -> float:

@@ -19,8 +19,7 @@ WORDS = 5  # of an answer, one in an event
 FAULTS = ("killed", "stalled", "slow", "failing", "throttled", "lying")
 SLOWNESS = 10
 RETRY_AFTER = 1  # seconds
-
-_FIRST, _BETWEEN = 0.005, 0.002  # seconds
+FIRST, BETWEEN = 0.005, 0.002  # seconds: until a stream's first event, or a plain answer; from event to event
 _JSON = "content-type: application/json"
 _ERROR = {"error": {"message": "out of memory", "type": "server_error", "param": None, "code": None}}
 _RESET = struct.pack("ii", 1, 0)  # to linger for no time
@@ -29,7 +28,7 @@ _RESET = struct.pack("ii", 1, 0)  # to linger for no time
 class Replica(ScriptedUpstream):
     """Listens on one port, of which it keeps hold while it is dead. `name` is the model that it says it is.
 
-    `seen`: when requests were here, whole; `served`: when they had been answered well. Seconds, monotonic.
+    `seen`: when requests were here, whole; `served`: likewise, of those that have been answered well. Monotonic seconds.
     """
 
     def __init__(self, name: str) -> None:
@@ -71,27 +70,28 @@ class Replica(ScriptedUpstream):
     async def _answer(self, peer: Peer) -> None:
         await read()(peer)
         request = self.requests.pop()  # this one: nothing was awaited since it was put there
-        self.seen.append(time.monotonic())
+        came_at = time.monotonic()
+        self.seen.append(came_at)
         stream = b'"stream":true' in request.body
         if self._fault in ("", "slow"):
             await self._serve_well(peer, stream, SLOWNESS if self._fault else 1)
+            self.served.append(came_at)
+            self._changed.set()
         else:
             await _wrong(self._fault, stream)(peer)
 
     async def _serve_well(self, peer: Peer, stream: bool, pace: int) -> None:
-        await asyncio.sleep(_FIRST * pace)
+        await asyncio.sleep(FIRST * pace)
         if stream:
             await send(STREAM_HEAD + frame(ROLE))(peer)
             for _ in range(WORDS):
                 await send(frame(delta("word ", model=self.name)))(peer)
-                await asyncio.sleep(_BETWEEN * pace)
+                await asyncio.sleep(BETWEEN * pace)
             await send(frame(delta(finish="stop", model=self.name) + DONE) + END)(peer)
         else:
             message = {"role": "assistant", "content": "word " * WORDS}
             choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
             await reply(orjson.dumps({"id": "c-1", "model": self.name, "choices": choices}), headers=[_JSON])(peer)
-        self.served.append(time.monotonic())
-        self._changed.set()
 
 
 def _wrong(fault: str, stream: bool) -> Action:

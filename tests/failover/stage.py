@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import gc
 import json
-import time
+import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,6 @@ from tests.failover.replica import Replica
 from tests.failover.watch import Watch
 from tests.support.processes import GatewayProcess
 
-EJECTION, MOST_EJECTION = 1.0, 4.0  # seconds
-FIRST_BYTE = 1.0  # seconds
 CONFIG = """\
 server: {{host: 127.0.0.1, port: 0, admin_port: 0, drain_seconds: 1}}
 auth: {{required: false}}
@@ -23,10 +21,12 @@ upstreams:
   up:
     kind: openai
     urls: [{urls}]
+    balance: {balance}
     breaker: {{ejection: 1, max_ejection: 4, slow_start: 1, window: 5}}
     timeouts: {{connect: 0.5, first_token: 1, reply: 1, idle: 1}}
 models: {{m: {{targets: [{{upstream: up}}]}}}}
 """
+EJECTION, LONGEST_EJECTION, JITTER, FIRST_BYTE = 1.0, 4.0, 0.1, 1.0  # seconds, as above, but for the share of jitter
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Stage:
     load: Load
     watch: Watch
 
-    def answers(self, since: float, until: float) -> list[Answer]:
+    def answers(self, since: float, until: float = math.inf) -> list[Answer]:
         """Of the calls that were due in that time."""
         return [answer for answer in self.load.answers if since <= answer.due < until]
 
@@ -49,7 +49,7 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def staged(folder: Path) -> AsyncIterator[Stage]:
+async def staged(folder: Path, balance: str) -> AsyncIterator[Stage]:
     """Start everything, and end everything. `folder` gets the config."""
     async with contextlib.AsyncExitStack() as stack:
         replicas = [Replica(f"replica-{number}") for number in range(3)]
@@ -58,11 +58,11 @@ async def staged(folder: Path) -> AsyncIterator[Stage]:
             await stack.enter_async_context(replica)
         config = folder / "gateway.yaml"
         urls = ", ".join(f'"{replica.url}/v1"' for replica in replicas)
-        config.write_text(CONFIG.format(urls=urls), encoding="utf-8")
+        config.write_text(CONFIG.format(urls=urls, balance=balance), encoding="utf-8")
         gateway = await asyncio.to_thread(GatewayProcess(config).__enter__)
         stack.push_async_callback(asyncio.to_thread, gateway.stop)
         gc.collect()
-        gc.freeze()  # all that pytest has loaded: collecting it would be a pause of the callers'
+        gc.freeze()  # what pytest has loaded: looking through it again and again would be pauses
         stack.callback(gc.unfreeze)
         watch = await stack.enter_async_context(Watch(_port(gateway.admin_url)))
         load = await stack.enter_async_context(Load(_port(gateway.url)))

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -11,8 +12,8 @@ from tests.support.client import Caller
 
 INTERVAL = 0.2  # seconds
 
-_STATE = re.compile(r'^gateway_upstream_state\{(.+)\} 1\.0$', re.MULTILINE)
-_ATTEMPTS = re.compile(r'^gateway_upstream_attempts_total\{(.+)\} (\S+)$', re.MULTILINE)
+_STATE = re.compile(r"^gateway_upstream_state\{(.+)\} 1\.0$", re.MULTILINE)
+_ATTEMPTS = re.compile(r"^gateway_upstream_attempts_total\{(.+)\} (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -47,6 +48,16 @@ class Watch:
         self._task.cancel()
         await asyncio.wait([self._task])
 
+    async def wait_until(self, condition: Callable[[Look], bool]) -> Look:
+        """The first look from now on of which `condition` holds."""
+        while not condition(look := await self._next()):
+            pass
+        return look
+
+    def last(self, until: float) -> Look:
+        """The last look before that time."""
+        return next(look for look in reversed(self.looks) if look.at <= until)
+
     async def look(self) -> Look:
         """One more."""
         async with await Caller.connect(self._port) as caller:
@@ -64,6 +75,12 @@ class Watch:
         while True:
             await asyncio.sleep(INTERVAL)
             await self.look()
+            self._looked.set()
+
+    async def _next(self) -> Look:
+        self._looked.clear()
+        await self._looked.wait()
+        return self.looks[-1]
 
 
 def _labels(text: str) -> dict[str, str]:

@@ -5,8 +5,10 @@ Only its end is the test's: log lines are kept instead of printed. Everything be
 
 import asyncio
 import contextlib
+import random
+import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -16,11 +18,12 @@ from prometheus_client.samples import Sample
 
 from gateway.api.protocol import protocol_factory
 from gateway.app import Gateway, create_gateway
+from gateway.call import Clock
 from gateway.config import Settings
 from gateway.transport import Engine
 from tests.support.clock import VirtualLoop
 from tests.support.client import Caller, Response, rounds
-from tests.support.upstream import Script, ScriptedUpstream
+from tests.support.upstream import Action, Peer, Script, ScriptedUpstream, forever, read, reply, send
 
 KEY = "sk-caller-0123456789"
 UPSTREAM_KEY = "sk-upstream-9876543210"
@@ -96,6 +99,68 @@ class Stage:
         return [pool.active for engine in engines if isinstance(engine, Engine) for pool in engine.pools.values()]
 
 
+class Cast(Stage):
+    """A stage with several upstreams. `replicas`: those of each, in the order of the script; nobody where none listens."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        server: uvicorn.Server,
+        replicas: Mapping[str, Sequence[ScriptedUpstream | None]],
+        records: Records,
+    ) -> None:
+        everybody = [replica for ones in replicas.values() for replica in ones if replica is not None]
+        super().__init__(gateway, server, everybody[0], records)
+        self.replicas = replicas
+        self._everybody = everybody
+
+    @property
+    def seen(self) -> dict[str, list[int]]:
+        """How many requests each replica has had."""
+        return {
+            name: [0 if replica is None else len(replica.requests) for replica in ones]
+            for name, ones in self.replicas.items()
+        }
+
+    async def seen_by(self, requests: int) -> None:
+        """Wait until there have been so many requests in all, wherever they went."""
+        async with asyncio.timeout(10):
+            while sum(len(replica.requests) for replica in self._everybody) < requests:
+                await asyncio.sleep(0)
+
+    async def times(self, number: int, **members: Any) -> list[Response]:
+        """So many requests, one after the other."""
+        return [await self.ask(chat(**members)) for _ in range(number)]
+
+    def state(self, upstream: str = "up", replica: int = 0) -> str:
+        """How a replica stands, by its metric: one state, and only one."""
+        name = self.gateway.fleet.upstreams[upstream].replicas[replica].name
+        found = [
+            sample.labels["state"]
+            for sample in self._samples()
+            if sample.name == "gateway_upstream_state"
+            and (sample.labels["upstream"], sample.labels["replica"]) == (upstream, name)
+            and sample.value == 1
+        ]
+        assert len(found) == 1
+        return found[0]
+
+    def attempts(self, **labels: str) -> float:
+        """How many attempts have been counted."""
+        return self.sample("gateway_upstream_attempts_total", **labels)
+
+
+class Chance(random.Random):
+    """Chance that always falls `at` the same place in [0, 1). At 0.0 the first of everything is taken, and no wait is long."""
+
+    def __init__(self, at: float) -> None:
+        super().__init__(0)
+        self.at = at
+
+    def random(self) -> float:
+        return self.at
+
+
 def request(body: Mapping[str, Any] | bytes, path: str = "/v1/chat/completions", **headers: str) -> bytes:
     """A POST as its bytes. `headers`: with _ for -; an empty value leaves a default one out."""
     content = body if isinstance(body, bytes) else orjson.dumps(body)
@@ -136,15 +201,62 @@ async def staged(*scripts: Script, **sections: Any) -> AsyncIterator[Stage]:
     """Serve, with an upstream that follows `scripts`; `sections` go into the settings."""
     async with ScriptedUpstream(*scripts) as upstream:
         records = Records()
-        loop = asyncio.get_running_loop()
-        clock = loop.time if isinstance(loop, VirtualLoop) else time.perf_counter
-        gateway = create_gateway(settings(upstream.url, **sections), logger=records.logger, clock=clock)
+        gateway = create_gateway(settings(upstream.url, **sections), logger=records.logger, clock=_clock())
         server = await _listen(gateway)
         stage = Stage(gateway, server, upstream, records)
         try:
             yield stage
         finally:
             await _leave(stage)
+
+
+@contextlib.asynccontextmanager
+async def staged_many(
+    scripts: Mapping[str, Sequence[Script | None]], *, chance: random.Random | float = 0.0, **sections: Any
+) -> AsyncIterator[Cast]:
+    """Serve, with an upstream of each name that has a replica for each script, followed on every connection.
+
+    Where the script is None nobody listens. `sections` go into the settings; what `upstreams` holds is added to what is
+    known of the one of that name. Model `m` has all upstreams as targets; by `chance` the first one comes first.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        replicas = {name: [await _enter(stack, script) for script in ones] for name, ones in scripts.items()}
+        more = sections.pop("upstreams", {})
+        upstreams = {name: _upstream([url for _, url in ones]) | more.get(name, {}) for name, ones in replicas.items()}
+        document = {
+            "auth": {"keys": [{"name": "caller", "key": KEY}]},
+            "upstreams": upstreams,
+            "models": {"m": {"targets": [{"upstream": name} for name in scripts]}},
+            **sections,
+        }
+        records = Records()
+        rng = Chance(chance) if isinstance(chance, float) else chance
+        gateway = create_gateway(Settings.model_validate(document), logger=records.logger, rng=rng, clock=_clock())
+        server = await _listen(gateway)
+        cast = Cast(gateway, server, {name: [one for one, _ in ones] for name, ones in replicas.items()}, records)
+        try:
+            yield cast
+        finally:
+            await _leave(cast)
+
+
+async def _enter(stack: contextlib.AsyncExitStack, script: Script | None) -> tuple[ScriptedUpstream | None, str]:
+    """A replica and its URL. A port at which nobody listens is kept, so that nobody else is given it."""
+    if script is not None:
+        replica = await stack.enter_async_context(ScriptedUpstream(script))
+        return replica, replica.url
+    port = stack.enter_context(socket.socket())
+    port.bind(("127.0.0.1", 0))
+    return None, f"http://127.0.0.1:{port.getsockname()[1]}"
+
+
+def _upstream(urls: Iterable[str]) -> dict[str, Any]:
+    return {"kind": "openai", "urls": [f"{url}/v1" for url in urls], "api_key": UPSTREAM_KEY}
+
+
+def _clock() -> Clock:
+    loop = asyncio.get_running_loop()
+    return loop.time if isinstance(loop, VirtualLoop) else time.perf_counter
 
 
 async def _listen(gateway: Gateway) -> uvicorn.Server:
@@ -170,10 +282,13 @@ async def _leave(stage: Stage) -> None:
     async with asyncio.timeout(10):
         while state.connections or state.tasks:
             await asyncio.sleep(0)
+    await stage.settled()
     await stage.gateway.fleet.aclose()
     await rounds(3)
     assert not stage.gateway.api.open
-    assert all(replica.inflight == 0 for up in stage.gateway.fleet.upstreams.values() for replica in up.replicas)
+    upstreams = stage.gateway.fleet.upstreams.values()
+    assert all(replica.inflight == 0 for upstream in upstreams for replica in upstream.replicas)
+    assert not any(upstream.queue for upstream in upstreams)
 
 
 # What upstreams say.
@@ -207,3 +322,34 @@ def frame(data: bytes) -> bytes:
 def streamed(*events: bytes) -> list[bytes]:
     """A whole stream, in pieces that are read one by one."""
     return [STREAM_HEAD, *(frame(one) for one in events), END]
+
+
+JSON = "content-type: application/json"
+
+
+def served(stream: bool = False, content: str = "hello") -> Action:
+    """A whole answer, as it was asked for."""
+    if stream:
+        return send(*streamed(ROLE, delta(content), delta(finish="stop"), USAGE, DONE))
+    message = {"role": "assistant", "content": content}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    return reply(orjson.dumps({"id": "c-1", "object": "chat.completion", "choices": choices}), headers=[JSON])
+
+
+def refused(status: str, *headers: str, **error: Any) -> Action:
+    """An answer of OpenAI's that tells of an error."""
+    members = {"message": "m", "type": "server_error", "param": None, "code": None, **error}
+    return reply(orjson.dumps({"error": members}), status=status, headers=[JSON, *headers])
+
+
+def answering(*actions: Action) -> Script:
+    """To each request the next of `actions`, and the last of them to all that come after it.
+
+    A script that several replicas share goes on with each request, whichever of them it comes to.
+    """
+    left = list(actions)
+
+    async def act(peer: Peer) -> None:
+        await (left.pop(0) if len(left) > 1 else left[0])(peer)
+
+    return [forever(read(), act)]

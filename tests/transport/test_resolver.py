@@ -120,3 +120,18 @@ async def test_an_answer_for_a_loop_that_is_gone_is_nobodys(gate: threading.Even
     future.cancel()
     gate.set()
     assert await asyncio.get_running_loop().run_in_executor(threads, divmod, 7, 2) == (3, 1)
+
+
+def test_where_no_thread_is_to_be_had_it_is_said_and_the_next_one_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = DaemonThreads(1)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        for _ in range(3):
+            with pytest.raises(OSError, match="no thread"):
+                threads.submit(divmod, 7, 2).result(10)
+
+    assert threads.submit(divmod, 7, 2).result(10) == (3, 1)

@@ -26,7 +26,6 @@ from gateway.flow.gate import Gate
 from gateway.observe.log import LineWriter
 from gateway.observe.metrics import Metrics
 from gateway.observe.record import Recorder
-from gateway.observe.upstreams import families
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def create_gateway(
     health = Health()
     metrics = Metrics(
         inflight=lambda: len(edge.open),
-        measures=lambda: families(readings(fleet, clock())),
+        upstreams=lambda: list(readings(fleet, clock())),
         dropped=lambda: 0 if writer is None else writer.dropped,
     )
     openai = OpenAI(fleet, Dispatch(chance, clock), clock, started_at=int(_wall_time()))

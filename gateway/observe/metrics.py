@@ -5,7 +5,7 @@ label is empty. Every family is announced from the start. Children are looked up
 looking one up costs more than counting. Must not know how a call went its way, only its record.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from gateway import __version__
 from gateway.call import Exchange, Usage
 from gateway.errors import CallerLeft, Overloaded
+from gateway.observe.upstreams import UpstreamReading, families
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -23,8 +24,8 @@ PHASES = ("body", "queue", "upstream", "backoff", "streaming")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the number of series, and Prometheus reads none of them
 
-Measures = Callable[[], Iterable[Metric]]
-"""Families that are made at each scrape of what is the case then, so that nothing has to be kept in step."""
+Upstreams = Callable[[], Sequence[UpstreamReading]]
+"""How the upstreams stand, asked for at each scrape, so that nothing has to be kept in step."""
 
 Family = TypeVar("Family", Counter, Histogram)
 
@@ -41,11 +42,16 @@ class _Children(dict[tuple[str | int, ...], Family], Generic[Family]):
         self[values] = child
         return child
 
+    def forget(self, values: tuple[str | int, ...]) -> None:
+        """Announce this child no more."""
+        del self[values]
+        self._family.remove(*values)
+
 
 class Metrics:
     """All families, on a registry of their own, so that two gateways can live in one process."""
 
-    def __init__(self, inflight: Callable[[], int], measures: Measures, dropped: Callable[[], int]) -> None:
+    def __init__(self, inflight: Callable[[], int], upstreams: Upstreams, dropped: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         where = ("model", "upstream")
         self._requests = self._counter(
@@ -94,7 +100,7 @@ class Metrics:
             "served",
         )
         self._sheds = self._counter("sheds", "Calls refused because an upstream had as many as it may.", "upstream")
-        self._measure(inflight, measures, dropped)
+        self._measure(inflight, upstreams, dropped)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> _Children[Counter]:
         return _Children(Counter(f"gateway_{name}", meaning, labels, registry=self.registry))
@@ -102,7 +108,7 @@ class Metrics:
     def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> _Children[Histogram]:
         return _Children(Histogram(f"gateway_{name}", meaning, labels, buckets=buckets, registry=self.registry))
 
-    def _measure(self, inflight: Callable[[], int], measures: Measures, dropped: Callable[[], int]) -> None:
+    def _measure(self, inflight: Callable[[], int], upstreams: Upstreams, dropped: Callable[[], int]) -> None:
         """What is read at the scrape, so that nothing has to be kept in step; and what is there before any call."""
         registry = self.registry
         Gauge("gateway_inflight_requests", "Requests being served.", registry=registry).set_function(
@@ -112,13 +118,18 @@ class Metrics:
             lambda: float(dropped())
         )
         Info("gateway_build", "What is running.", registry=registry).info({"version": __version__})
-        registry.register(_Measured(measures))
+        registry.register(_Standing(upstreams, self._forget_replicas))
         for phase in PHASES:
             self._disconnects[phase,].inc(0)
 
     def refused(self, status: int) -> None:
         """A request was refused by the listening side, whose head was never read to its end."""
         self._refusals[status,].inc()
+
+    def _forget_replicas(self, known: Collection[tuple[str, str]]) -> None:
+        """Drop the attempts at replicas that are no more, by upstream and name: addresses come and go for ever."""
+        for labels in [labels for labels in self._attempts if labels[:2] not in known]:
+            self._attempts.forget(labels)
 
     def finish(self, exchange: Exchange) -> None:
         """Count a call that has ended."""
@@ -176,9 +187,14 @@ class Metrics:
             self._per_token[where].observe(spent / (exchange.usage.output - 1))
 
 
-class _Measured(Collector):
-    def __init__(self, measures: Measures) -> None:
-        self._measures = measures
+class _Standing(Collector):
+    """The families of the upstreams; and whoever keeps series by replica is told which ones there are."""
+
+    def __init__(self, upstreams: Upstreams, forget: Callable[[Collection[tuple[str, str]]], None]) -> None:
+        self._upstreams = upstreams
+        self._forget = forget
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._measures()
+        upstreams = self._upstreams()
+        self._forget({(upstream.name, replica.name) for upstream in upstreams for replica in upstream.replicas})
+        yield from families(upstreams)

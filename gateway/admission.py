@@ -32,19 +32,28 @@ class Queue(Generic[Place]):
     def __init__(self, settings: ConcurrencySettings, give_back: Callable[[Place], None]) -> None:
         self._settings = settings
         self._give_back = give_back
-        self._turns: OrderedDict[asyncio.Future[Place], None] = OrderedDict()
+        self._turns: OrderedDict[asyncio.Future[Place], Callable[[Place], bool]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._turns)
 
-    async def turn(self, deadline: float) -> Place:
-        """Wait for a place, until `deadline` (the loop's time) at the latest. Raises Overloaded."""
-        if len(self._turns) >= self._settings.queue:
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may wait."""
+        return len(self._turns) < self._settings.queue
+
+    async def turn(self, deadline: float, will_do: Callable[[Place], bool] = lambda _: True) -> Place:
+        """Wait for a place that `will_do`.
+
+        Raises Overloaded where there are too many, or none came in time; TimeoutError at `deadline` (the loop's time).
+        """
+        if not self.has_room:
             raise _overloaded()
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[Place] = loop.create_future()
-        self._turns[turn] = None
-        timer = loop.call_at(min(loop.time() + self._settings.wait, deadline), self._give_up, turn)
+        self._turns[turn] = will_do
+        patience = loop.time() + self._settings.wait
+        timer = loop.call_at(min(patience, deadline), self._give_up, turn, deadline < patience)
         try:
             return await turn
         except asyncio.CancelledError:
@@ -56,18 +65,18 @@ class Queue(Generic[Place]):
             timer.cancel()
 
     def hand(self, place: Place) -> bool:
-        """Give `place` to whoever has waited longest; False if nobody waits."""
-        while self._turns:
-            turn, _ = self._turns.popitem(last=False)
-            if not turn.done():
+        """Give `place` to whoever has waited longest of those for whom it will do; False if there is nobody."""
+        for turn, will_do in self._turns.items():
+            if not turn.done() and will_do(place):
+                del self._turns[turn]
                 turn.set_result(place)
                 return True
         return False
 
-    def _give_up(self, turn: asyncio.Future[Place]) -> None:
+    def _give_up(self, turn: asyncio.Future[Place], late: bool) -> None:
         if not turn.done():
             del self._turns[turn]
-            turn.set_exception(_overloaded())
+            turn.set_exception(TimeoutError() if late else _overloaded())
 
 
 def _overloaded() -> Overloaded:

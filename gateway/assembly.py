@@ -98,9 +98,10 @@ class _Builder:
             Breaker(key, self._rng.random),
         )
         replicas = [self.replica(url, weight=weight) for url, weight in settings.replicas]
-        if len({replica.name for replica in replicas}) < len(replicas):
-            for replica in replicas:
-                replica.name += replica.endpoint.path  # or their series would be one
+        for named in (lambda url: url.partition("://")[2], str):
+            if len({replica.name for replica in replicas}) < len(replicas):  # their series would be one
+                for replica, (url, _) in zip(replicas, settings.replicas, strict=True):
+                    replica.name = named(url)
         return Upstream(self._name, self._dialect, replicas, self._transport, rules)
 
     def watchers(self, upstream: Upstream) -> Iterator[Watcher]:

@@ -111,8 +111,10 @@ class Exchange:
         self.upstream_model = ""
         self.replica = ""
         self.attempts = 0  # begun
-        self.tries: list[Try] = []  # ended
-        self.retries: list[tuple[str, str]] = []  # the upstream that failed, and how: each was tried again, or beside
+        self.tries: tuple[Try, ...] = ()  # ended
+        self.retries: tuple[
+            tuple[str, str], ...
+        ] = ()  # the upstream that failed, and how: each was tried again, or beside
         self.gave_up = ""  # why it was not tried once more
         self.hedge = ""  # which of two attempts side by side was served: first, second or neither
         self.deadline = inf  # moments of the loop's clock: until when the caller waits for all of the answer

@@ -26,7 +26,7 @@ This file must not know HTTP libraries, upstreams or metrics. The tree::
         │   └── DeadlinePassed       504  deadline_exceeded: the time is up that the caller itself had set
         ├── UpstreamBroken           502  it answered, but not with what was asked for
         ├── UpstreamThrottled        429  rate_limit_exceeded
-        ├── UpstreamOverloaded       503  upstream_overloaded: it said when to come back
+        │   └── UpstreamOverloaded   503  upstream_overloaded: it said when to come back
         ├── UpstreamUnavailable      503  upstream_unavailable: it did not
         ├── UpstreamQuota            503  upstream_quota: our account there is dry
         ├── UpstreamUnauthorized     502  upstream_auth: our key there was refused

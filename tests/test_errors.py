@@ -30,14 +30,17 @@ SEEN: dict[type[errors.GatewayError], tuple[int, str, str | None]] = {
     errors.Internal: (500, "server_error", "internal_error"),
     errors.Unavailable: (503, "server_error", "unavailable"),
     errors.ShuttingDown: (503, "server_error", "server_shutting_down"),
+    errors.Overloaded: (503, "server_error", "overloaded"),
     errors.PoolExhausted: (503, "server_error", "pool_exhausted"),
     errors.CallerLeft: (499, "server_error", "caller_left"),
     errors.UpstreamError: (502, "server_error", "upstream_error"),
     errors.UpstreamUnreachable: (502, "server_error", "upstream_unreachable"),
     errors.UpstreamTimeout: (504, "server_error", "upstream_timeout"),
+    errors.DeadlinePassed: (504, "server_error", "deadline_exceeded"),
     errors.UpstreamBroken: (502, "server_error", "upstream_invalid_response"),
     errors.UpstreamThrottled: (429, "rate_limit_error", "rate_limit_exceeded"),
     errors.UpstreamOverloaded: (503, "server_error", "upstream_overloaded"),
+    errors.UpstreamUnavailable: (503, "server_error", "upstream_unavailable"),
     errors.UpstreamQuota: (503, "server_error", "upstream_quota"),
     errors.UpstreamUnauthorized: (502, "server_error", "upstream_auth"),
     errors.UpstreamRejected: (422, "invalid_request_error", "as_the_upstream_said"),
@@ -70,14 +73,26 @@ def test_an_event_stays_one_event_whatever_its_message() -> None:
 
 
 @pytest.mark.parametrize("class_", CLASSES)
-def test_who_is_told_to_come_back_is_told_when_and_who_was_served_by_an_upstream_is_told_not_to(
+def test_who_is_told_to_come_back_is_told_when_and_who_may_have_reached_an_upstream_is_told_not_to(
     class_: type[errors.GatewayError],
 ) -> None:
     headers = made(class_).headers
     if issubclass(class_, errors.Unavailable):
         assert set(headers) == {"retry-after", "retry-after-ms"}
-    assert (headers.get("x-should-retry") == "false") is issubclass(class_, errors.UpstreamError)
+    if issubclass(class_, errors.UpstreamThrottled | errors.UpstreamUnavailable):
+        assert set(headers) == {"x-should-retry", "retry-after", "retry-after-ms"}
+    tried = issubclass(class_, errors.UpstreamError | errors.Internal)
+    assert headers.get("x-should-retry") == ("false" if tried else None)
     assert ("www-authenticate" in headers) is issubclass(class_, errors.Unauthorized)
+
+
+@pytest.mark.parametrize("class_", [errors.UpstreamThrottled, errors.UpstreamOverloaded])
+def test_a_throttle_keeps_what_the_upstream_asked_for_apart_from_what_the_caller_is_told(
+    class_: type[errors.UpstreamThrottled],
+) -> None:
+    unsaid, said = class_("No."), class_("No.", again=7.5)
+    assert (unsaid.again, unsaid.headers["retry-after-ms"]) == (None, "1000")
+    assert (said.again, said.headers["retry-after-ms"]) == (7.5, "7500")
 
 
 @pytest.mark.parametrize(

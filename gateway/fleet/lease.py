@@ -51,11 +51,11 @@ class Lease:
         if not self._open:
             return False
         self._open = False
-        self._upstream.release(self.replica)
         if error is None:
             self.replica.breaker.served(self._epoch, now)
         else:
             self._judge(error, now)
+        self._upstream.release(self.replica)  # last: who waits for the place should know what came of it
         return True
 
     def _judge(self, error: GatewayError, now: float) -> None:

@@ -34,7 +34,7 @@ class Endpoint:
     `address`: where to connect to, if that is not what the URL names.
     """
 
-    __slots__ = ("_destinations", "_dialect", "_headers", "_url", "address", "name", "path")
+    __slots__ = ("_destinations", "_dialect", "_headers", "_url", "address", "name")
 
     def __init__(
         self, url: str, dialect: Dialect, headers: Sequence[tuple[str, str]], address: str | None = None
@@ -43,7 +43,6 @@ class Endpoint:
         if address is not None:
             parsed = parsed.copy_with(host=address, port=parsed.port or {"https": 443}.get(parsed.scheme, 80))
         self.name = parsed.netloc.decode("ascii")
-        self.path = parsed.path
         self.address = address
         self._url = url
         self._dialect = dialect
@@ -63,7 +62,9 @@ class Endpoint:
     def health(self, path: str | None) -> Destination:
         """Where it is asked how it is: at `path`, from the root of the host, or else where its kind is asked."""
         url = httpx.URL(self._url)
-        return self._get(self._url + self._dialect.health if path is None else str(url.copy_with(path=path)))
+        return self._get(
+            self._url + self._dialect.health if path is None else str(url.copy_with(raw_path=path.encode("ascii")))
+        )
 
     def _get(self, url: str) -> Destination:
         return self._destination("GET", url, [(b"accept", b"application/json")])

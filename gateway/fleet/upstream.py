@@ -66,14 +66,14 @@ class Upstream:
         self.key = rules.key
         self.queue: Queue[Replica] = Queue(rules.concurrency, self.release)
         self._limit = rules.concurrency.limit
-        self._balance = rules.balance
+        self.balance = rules.balance
 
     def replace(self, replicas: Sequence[Replica]) -> None:
         """From now on it has these. Calls in flight at others end where they are; whoever waits for a place may go to new ones."""
         self.replicas = replicas
         for replica in replicas:
-            while replica.inflight < self._limit and self.queue:
-                replica.inflight += self.queue.hand(replica)
+            while replica.inflight < self._limit and self.queue.hand(replica):
+                replica.inflight += 1
 
     @property
     def panics(self) -> bool:
@@ -88,28 +88,20 @@ class Upstream:
         fit = [one for one in replicas if one.inflight < limit and one.fit(model, now) and one not in tried]
         if len(fit) != len(replicas):
             fit = self._in_trouble(fit, model, now, tried)
-        return self._balance(fit, now, chance) if fit else None
+        return self.balance(fit, now, chance) if fit else None
 
     def _in_trouble(self, fit: list[Replica], model: str, now: float, tried: Collection[Replica]) -> list[Replica]:
         """Whom to choose from where not all are fit: a probe is first, and in a panic everybody will do."""
-        if not fit:
-            return fit
-        free = [one for one in self._free(tried) if one.cooling.get(model, 0.0) <= now]
+        free = [one for one in self.replicas if one.inflight < self._limit and one not in tried]
+        free = [one for one in free if one.cooling.get(model, 0.0) <= now]
         probe = [one for one in free if one.healthy and one.breaker.awaits_probe(now)]
-        if probe and self.budget.left(now) >= 1:
+        if probe and self.can_afford_a_probe(now):
             return probe[:1]
-        return free if self.panics else fit
+        return free if fit and self.panics else fit
 
-    def choose_anyhow(self, model: str, now: float, chance: Chance, tried: Collection[Replica] = ()) -> Replica | None:
-        """A replica with a place free, however it stands: the first to have cooled before those that are out."""
-        free = self._free(tried)
-        cooling = [replica for replica in free if not replica.out]
-        soonest = min((replica.cooling.get(model, 0.0) for replica in cooling), default=0.0)
-        best = [one for one in cooling if one.cooling.get(model, 0.0) <= max(soonest, now)] or free
-        return self._balance(best, now, chance) if best else None
-
-    def _free(self, tried: Collection[Replica]) -> list[Replica]:
-        return [one for one in self.replicas if one.inflight < self._limit and one not in tried]
+    def can_afford_a_probe(self, now: float) -> bool:
+        """Whether a call that fails where one was sent to find out could go elsewhere. Without retries none ever could."""
+        return self.budget.left(now) >= 1 or not (self.retry.budget or self.retry.reserve)
 
     def is_full(self, replica: Replica) -> bool:
         """It has as many calls as it may have."""

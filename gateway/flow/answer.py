@@ -91,9 +91,9 @@ class Answer:
         exchange = self._exchange
         exchange.relayed_at = now = self._clock()
         headers = [(b"x-request-id", exchange.request_id.encode("ascii"))]
-        if exchange.attempts:
+        if exchange.upstream:
             headers.append((b"x-gateway-upstream", exchange.upstream.encode("ascii")))
-            headers.append((b"x-gateway-attempts", b"%d" % exchange.attempts))
+        headers.append((b"x-gateway-attempts", b"%d" % exchange.attempts))
         if exchange.attempts and not self.streaming:
             upstream = exchange.upstream_seconds
             added = now - exchange.started_at - upstream

@@ -67,11 +67,16 @@ class Until(NamedTuple):
     total: float
     patience: float
 
+    def passed(self) -> errors.GatewayError:
+        """Whose time is up."""
+        caller = self.patience <= self.total
+        return errors.DeadlinePassed() if caller else errors.UpstreamTimeout("The call took too long.")
+
 
 class Attempt:
     """What one try borrows, and what came of it: `reply`, once it is there. Settling it twice is settling it once."""
 
-    __slots__ = ("_clock", "exchange", "lease", "phase", "reply", "response", "until", "upstream")
+    __slots__ = ("_clock", "_deadline", "exchange", "lease", "phase", "reply", "response", "until", "upstream")
 
     def __init__(self, upstream: Upstream, lease: Lease, exchange: Exchange, until: Until, clock: Clock) -> None:
         self.upstream = upstream
@@ -79,6 +84,7 @@ class Attempt:
         self.exchange = exchange
         self.until = until
         self._clock = clock
+        self._deadline = 0.0  # that the transport keeps
         self.response: httpx.Response | None = None
         self.reply: Plain | Stream | None = None
         self.phase: Phase = "head"
@@ -95,7 +101,7 @@ class Attempt:
             self.reply = await self._bounded(call)
             error = None
         except httpx.HTTPError as exception:
-            error = self._told(exception)
+            error = self.told(exception)
             raise error from exception
         except errors.GatewayError as failure:
             error = failure
@@ -131,14 +137,20 @@ class Attempt:
 
     async def settle(self, error: errors.GatewayError | None) -> None:
         """Give back the replica and the connection. With the gateway's own engine this awaits nothing."""
-        if self.lease.settle(error, self._clock()):
-            outcome = Outcome.SERVED if error is None else judge(error)
-            self.exchange.tries.append(Try(self.upstream.name, self.lease.replica.name, outcome))
+        self.let_go(error)
         if self.response is not None:
             await _stream_of(self.response).aclose()
 
-    def _told(self, exception: httpx.HTTPError) -> errors.GatewayError:
-        if isinstance(exception, httpx.TimeoutException) and self.until.patience <= _now():
+    def let_go(self, error: errors.GatewayError | None = _ABANDONED) -> None:
+        """Give back the replica, and note what came of the attempt."""
+        if self.lease.settle(error, self._clock()):
+            outcome = Outcome.SERVED if error is None else judge(error)
+            self.exchange.tries += (Try(self.upstream.name, self.lease.replica.name, outcome),)
+
+    def told(self, exception: httpx.HTTPError) -> errors.GatewayError:
+        """What an exception means, now: a deadline may have been the upstream's, or the caller's own."""
+        # The clock can't tell which: uvloop's timers ring up to half a millisecond early.
+        if isinstance(exception, DeadlineExceeded) and self.until.patience <= self._deadline:
             return errors.DeadlinePassed()
         return of_exception(exception, self.phase)
 
@@ -159,6 +171,7 @@ class Attempt:
         if call.stream and (first_token := _now() + upstream.timeouts.first_token) < deadline:
             self.phase = "first_event"
             deadline = first_token
+        self._deadline = deadline
         return PreparedRequest(
             lease.replica.endpoint.destination(call.kind, stream=call.stream),
             [(b"x-request-id", self.exchange.request_id.encode("ascii"))],
@@ -179,21 +192,22 @@ class Attempt:
             return await _plain(self.upstream, response, head.passed)
         stream = Stream(self, response, head.passed)
         stream.first = await _first_events(stream)
-        self.outlive(min(self.upstream.timeouts.stream, self.exchange.deadline - _now()))
+        self.until = Until(_now() + self.upstream.timeouts.stream, self.exchange.deadline)
+        self.outlive(min(self.until))
         return stream
 
-    def outlive(self, seconds: float) -> bool:
-        """Move the deadline to `seconds` from now; False if the transport keeps none."""
+    def outlive(self, at: float) -> bool:
+        """Move the deadline to `at`; False if the transport keeps none."""
         if self.response is None or not isinstance(self.response.stream, BodyStream):
             return False
-        self.response.stream.deadline = _now() + seconds
+        self.response.stream.deadline = self._deadline = at
         return True
 
     def begun(self) -> None:
         """There is an event, if one with nothing in it: it is no longer its beginning that is waited for."""
         if self.phase != "stream":
             self.phase = "stream"
-            self.outlive(min(self.until) - _now())
+            self.outlive(min(self.until))
 
 
 class Stream:
@@ -219,7 +233,7 @@ class Stream:
                 "The upstream sent too large an event.", code="upstream_event_too_large"
             ) from None
         except httpx.HTTPError as exception:
-            raise of_exception(exception, self._attempt.phase) from exception
+            raise self._attempt.told(exception) from exception
 
     def begun(self) -> None:
         """The first event is here."""
@@ -229,9 +243,9 @@ class Stream:
         """What an event means that tells of an error."""
         return _told_inside(self._attempt.upstream.dialect.refusal(data))
 
-    def outlive(self, seconds: float) -> bool:
+    def end_within(self, seconds: float) -> bool:
         """Move the deadline to `seconds` from now; False if the transport keeps none."""
-        return self._attempt.outlive(seconds)
+        return self._attempt.outlive(_now() + seconds)
 
     async def __aenter__(self) -> Self:
         return self

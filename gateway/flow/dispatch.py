@@ -90,15 +90,17 @@ class Tries:
         self._next: Place | None = None
         self._failure: errors.GatewayError | None = None
 
-    async def attempt(self, place: Place) -> Attempt:
-        """One that has succeeded. Raises GatewayError."""
+    async def attempt(self, place: Place, *, beside: bool = False) -> Attempt:
+        """One that has succeeded, perhaps `beside` another. Raises GatewayError."""
         upstream, exchange = place.upstream, self._exchange
-        if self._watched_by is not None:
+        if self._watched_by is not None and not beside:
             self._watched_by(upstream.timeouts)
         until = self._until(upstream)
         replica = place.replica
         if replica is None or upstream.is_full(replica):
-            replica = await self._turn(upstream, until)
+            replica = await self._turn(place, until)
+            if place is self.place:
+                self.place = place._replace(replica=replica)
         else:
             replica.inflight += 1
         learns = self._call.stream or self._call.kind == "embeddings"
@@ -107,13 +109,19 @@ class Tries:
         await attempt.run(self._call)
         return attempt
 
-    async def _turn(self, upstream: Upstream, until: Until) -> Replica:
+    async def _turn(self, place: Place, until: Until) -> Replica:
         """A replica on which there is a place now, counted. Raises Overloaded."""
         exchange = self._exchange
         exchange.enter("queue")
         if not exchange.attempts:
-            exchange.upstream = upstream.name
-        return await upstream.queue.turn(min(until))
+            exchange.upstream = place.upstream.name
+        try:
+            return await place.upstream.queue.turn(min(until), partial(self._will_do, place))
+        except TimeoutError:
+            raise until.passed() from None
+
+    def _will_do(self, place: Place, replica: Replica) -> bool:
+        return self._plan.will_do(place, replica, self._dispatch.clock())
 
     def _until(self, upstream: Upstream) -> Until:
         """Until when an attempt at `upstream` may take.
@@ -159,10 +167,13 @@ class Tries:
         if place is None or not place.again:
             return 0.0
         settings, chance = place.upstream.retry, self._dispatch.rng.random
-        if not isinstance(failure, errors.UpstreamThrottled) or failure.again is None:
-            return FullJitter(settings, chance)(state)
+        unsaid = isinstance(failure, errors.UpstreamThrottled) and failure.again is None
         cool_at = now if place.replica is None else place.replica.cooling.get(place.model, now)
-        return keep_to(max(0.0, cool_at - now), settings, chance)
+        if unsaid or cool_at <= now:
+            return FullJitter(settings, chance)(state)
+        if (wait := keep_to(cool_at - now, settings, chance)) == inf and (out := self._plan.anyhow(now)) is not None:
+            self._next, wait = out, 0.0
+        return wait
 
     def _stop(self, state: RetryCallState) -> bool:
         """Whether that was the last attempt. What it grants is paid for."""
@@ -170,7 +181,7 @@ class Tries:
         why = exchange.gave_up = self._why_stop(state.upcoming_sleep)
         if why or self._next is None or failure is None:
             return True
-        exchange.retries.append((self.place.upstream.name, end_reason(failure)))
+        exchange.retries += ((self.place.upstream.name, end_reason(failure)),)
         self.place = self._next
         return False
 
@@ -203,6 +214,8 @@ class Tries:
         finally:
             exchange.upstream_seconds = spent + clock() - began_at
         attempt.show()
+        if self._watched_by is not None:
+            self._watched_by(attempt.upstream.timeouts)
         route.recent.add(clock() - attempt.lease.began_at)
         if exchange.hedge:
             exchange.hedge = "first" if attempt.lease.replica is self.place.replica else "second"
@@ -216,7 +229,7 @@ class Tries:
             return None
         self._exchange.hedge = "neither"
         self._plan.failed(place, Again.ANYWHERE)
-        return partial(self.attempt, place)
+        return partial(self.attempt, place, beside=True)
 
 
 def _may_be_mended(failure: BaseException) -> bool:

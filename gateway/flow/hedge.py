@@ -9,6 +9,7 @@ from typing import Any
 
 from gateway import errors
 from gateway.flow.attempt import Attempt
+from gateway.outcome import Outcome, judge
 from gateway.tasks import spawn
 
 Trying = Callable[[], Coroutine[Any, Any, Attempt]]
@@ -21,15 +22,16 @@ async def race(first: Trying, beside: Callable[[], Trying | None], after: float 
     Raises GatewayError when all have failed. Cancelled, it leaves nothing behind.
     """
     runners: list[Runner] = [spawn(_told(first), name="attempt")]
-    winner: Runner | None = None
     try:
         await asyncio.wait(runners, timeout=after)
         if not runners[0].done() and (second := beside()) is not None:
             runners.append(spawn(_told(second), name="hedge"))
         winner = await _winner(runners)
         result = winner.result()
-    finally:
         await _dismiss([runner for runner in runners if runner is not winner])
+    except BaseException:
+        await _dismiss(runners)  # the winner too, if the caller left in the same moment
+        raise
     if isinstance(result, errors.GatewayError):
         raise result
     return result
@@ -49,18 +51,26 @@ async def _winner(runners: list[Runner]) -> Runner:
 
 
 def _failed(runner: Runner) -> bool:
-    return runner.done() and isinstance(runner.result(), errors.GatewayError)
+    """It has, and the other might not: what is the caller's fault would be told by both."""
+    result = runner.result() if runner.done() else None
+    return isinstance(result, errors.GatewayError) and judge(result) is not Outcome.REJECTED
 
 
 async def _dismiss(runners: list[Runner]) -> None:
+    """End them and give back what they hold, also where this itself is cancelled."""
     for runner in runners:
         runner.cancel()
-    running = [runner for runner in runners if not runner.done()]
-    if running:
-        await asyncio.wait(running)  # a moment: what they hold is given back as they are cancelled
-    for runner in runners:
-        if not runner.cancelled() and isinstance(attempt := runner.result(), Attempt):
-            await attempt.discard()
+        runner.add_done_callback(_give_back)
+    if runners:
+        await asyncio.wait(runners)  # a moment: then the call's record has them too
+
+
+def _give_back(runner: Runner) -> None:
+    if runner.cancelled() or runner.exception() is not None:
+        return
+    if isinstance(attempt := runner.result(), Attempt):
+        attempt.let_go()
+        spawn(attempt.discard(), name="discard")
 
 
 async def _told(attempt: Trying) -> Attempt | errors.GatewayError:

@@ -6,7 +6,7 @@ nothing: no I/O, no time but what it is told. Must not know what an attempt is, 
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from gateway.fleet import Replica, Route, Target, Upstream, by_weight
@@ -48,7 +48,7 @@ class Plan:
     def first(self, now: float) -> Place:
         """Where the call begins."""
         target = by_weight(self._route.stages[0], self._rng)
-        place = self._fit(target, now) or self._untried(now) or self._queued(now) or self._anyhow(now)
+        place = self._fit(target, now) or self._untried(now) or self._queued(now) or self.anyhow(now)
         return place or Place(target, target.model or self._model, None)  # all are out, and full: the queue says so
 
     def next(self, last: Place, now: float) -> Place | None:
@@ -56,7 +56,7 @@ class Plan:
         if self._visits.get(last.target) == 1 and (place := self._fit(last.target, now)) is not None:
             return place
         place = self._untried(now) or self._other_replica(now) or self._queued(now)
-        return place or self._same(now) or self._anyhow(now)
+        return place or self._same(now) or self.anyhow(now) or self._same(now, full=True)
 
     def beside(self, last: Place, now: float) -> Place | None:
         """Where a second attempt can go while the one at `last` is under way; None if nowhere."""
@@ -78,6 +78,13 @@ class Plan:
         if again is Again.OTHER_UPSTREAM:
             self._refused.add(place.upstream)
 
+    def will_do(self, place: Place, replica: Replica, now: float) -> bool:
+        """Whether what has waited for any replica at `place` is helped by a place on this one."""
+        if replica in self._spent(place.model) and not place.again:
+            return False
+        replicas = place.upstream.replicas
+        return replica.fit(place.model, now) or not any(one.fit(place.model, now) for one in replicas)
+
     def _untried(self, now: float) -> Place | None:
         """A target that has not been tried: of this stage by weight, else of the next."""
         for stage in self._route.stages:
@@ -93,44 +100,61 @@ class Plan:
         return next((place for target in self._all() if (place := self._fit(target, now))), None)
 
     def _queued(self, now: float) -> Place | None:
-        """An upstream that would serve the call if it had a place free."""
-        for target in self._all():
+        """An upstream that would serve the call if it had a place free, if there is one whose queue has room."""
+        places = [Place(target, self._name(target), None) for target in self._all() if self._would_do(target, now)]
+        return next((place for place in places if place.upstream.queue.has_room), places[0] if places else None)
+
+    def _would_do(self, target: Target, now: float) -> bool:
+        """It has a replica that is fit; and full, or it would have been chosen."""
+        upstream, model = target.upstream, self._name(target)
+        spent = self._spent(model)
+        return upstream.key.closed and any(one.fit(model, now) and one not in spent for one in upstream.replicas)
+
+    def _same(self, now: float, *, full: bool = False) -> Place | None:
+        """At a target where it has failed already, and might not fail again; None if there is no such place."""
+        visited = [to for to in self._all() if to in self._visits and to.upstream.key.closed]
+        return self._least_bad(visited, now, again=True, full=full)
+
+    def anyhow(self, now: float) -> Place | None:
+        """Where it has not been, though that is out, because nothing else is left; None if there is no such place."""
+        return self._least_bad(list(self._all()), now)
+
+    def _least_bad(self, targets: list[Target], now: float, *, again: bool = False, full: bool = False) -> Place | None:
+        """Of all places with room (or all that are `full`), where it has been (`again`) or not, one that there is least against."""
+        found: dict[tuple[bool, bool, float, bool, int], list[Replica]] = {}
+        for order, target in enumerate(targets):
             upstream, model = target.upstream, self._name(target)
-            if upstream.key.closed and any(one.fit(model, now) and upstream.is_full(one) for one in upstream.replicas):
-                return Place(target, model, None)
-        return None
-
-    def _same(self, now: float) -> Place | None:
-        """Where it has failed already, and might not fail again."""
-        for target in self._all():
-            if target in self._visits and target.upstream.key.closed:
-                model = self._name(target)
-                if (replica := target.upstream.choose_anyhow(model, now, self._chance, self._useless)) is not None:
-                    return Place(target, model, replica, again=replica in self._tried.get(model, ()))
-        return None
-
-    def _anyhow(self, now: float) -> Place | None:
-        """Somewhere that is out, because nothing else is left."""
-        for target in self._all():
-            model = self._name(target)
-            tried = self._useless | self._tried.get(model, set())
-            if (replica := target.upstream.choose_anyhow(model, now, self._chance, tried)) is not None:
-                return Place(target, model, replica)
-        return None
+            for replica in upstream.replicas:
+                been = replica in self._tried.get(model, ())
+                if replica in self._useless or upstream.is_full(replica) is not full:
+                    continue
+                if (been and not again) or (full and not been):
+                    continue
+                cool_at = 0.0 if replica.out else max(replica.cooling.get(model, now), now)
+                found.setdefault((not upstream.key.closed, replica.out, cool_at, been, order), []).append(replica)
+        if not found:
+            return None
+        best = min(found)
+        target = targets[best[-1]]
+        chosen = target.upstream.balance(found[best], now, self._chance)
+        return Place(target, self._name(target), chosen, again=best[3])
 
     def _fit(self, target: Target, now: float) -> Place | None:
         upstream = target.upstream
-        if not upstream.key.closed and not self._may_probe_key(upstream, now):
+        if upstream in self._refused:
+            return None
+        if not upstream.key.closed and not (upstream.key.awaits_probe(now) and upstream.can_afford_a_probe(now)):
             return None
         model = self._name(target)
-        tried = self._tried.get(model)
-        if self._useless:
-            tried = self._useless if tried is None else tried | self._useless
-        replica = upstream.choose(model, now, self._chance, tried or ())
+        replica = upstream.choose(model, now, self._chance, self._spent(model))
         return None if replica is None else Place(target, model, replica)
 
-    def _may_probe_key(self, upstream: Upstream, now: float) -> bool:
-        return upstream not in self._refused and upstream.key.awaits_probe(now) and upstream.budget.left(now) >= 1
+    def _spent(self, model: str) -> Collection[Replica]:
+        """Where it has failed, or would."""
+        tried = self._tried.get(model)
+        if not self._useless:
+            return tried or ()
+        return self._useless if tried is None else tried | self._useless
 
     def _all(self) -> Iterator[Target]:
         targets = (target for stage in self._route.stages for target in stage)

@@ -137,7 +137,7 @@ def _refuse_unfinished(stream: Stream, meter: Meter) -> None:
 
 async def _read_out(stream: Stream) -> None:
     """Read the end of the body that follows `[DONE]`, so that the connection can be used again. Data there is dropped."""
-    if not stream.outlive(_LAST_SECONDS):
+    if not stream.end_within(_LAST_SECONDS):
         return
     try:
         while await stream.read() == []:

@@ -1,7 +1,7 @@
 """A replica that serves well until it is told to fail in a certain way, and well again when it is told to.
 
-Its first event takes 5 ms, as on an engine with nothing else to do, and its stream has five. What it sees is counted here,
-so that a test need not believe the gateway.
+It is quick, but not so quick that a pause of the machine looks like a slow replica. What it sees is counted here, so that a
+test need not believe the gateway.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ WORDS = 5  # of an answer, one in an event
 FAULTS = ("killed", "stalled", "slow", "failing", "throttled", "lying")
 SLOWNESS = 10
 RETRY_AFTER = 1  # seconds
-FIRST, BETWEEN = 0.005, 0.002  # seconds: until a stream's first event, or a plain answer; from event to event
+FIRST, BETWEEN = 0.05, 0.002  # seconds: until a stream's first event, or a plain answer; from event to event
 _JSON = "content-type: application/json"
 _ERROR = {"error": {"message": "out of memory", "type": "server_error", "param": None, "code": None}}
 _RESET = struct.pack("ii", 1, 0)  # to linger for no time

@@ -4,12 +4,11 @@ import asyncio
 import contextlib
 import gc
 import json
-import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.failover.load import Answer, Load
+from tests.failover.load import Load
 from tests.failover.replica import Replica
 from tests.failover.watch import Watch
 from tests.support.processes import GatewayProcess
@@ -27,20 +26,18 @@ upstreams:
 models: {{m: {{targets: [{{upstream: up}}]}}}}
 """
 EJECTION, LONGEST_EJECTION, JITTER, FIRST_BYTE = 1.0, 4.0, 0.1, 1.0  # seconds, as above, but for the share of jitter
+RATE = 200.0  # calls a second
 
 
 @dataclass(frozen=True)
 class Stage:
-    """All that is running."""
+    """All that is running. `straight`: calls to one more replica with no gateway between, which meet the same machine."""
 
     gateway: GatewayProcess
     replicas: Sequence[Replica]
     load: Load
+    straight: Load
     watch: Watch
-
-    def answers(self, since: float, until: float = math.inf) -> list[Answer]:
-        """Of the calls that were due in that time."""
-        return [answer for answer in self.load.answers if since <= answer.due < until]
 
     def ejections(self, replica: Replica) -> int:
         """How often the gateway says that it has ejected it."""
@@ -52,8 +49,8 @@ class Stage:
 async def staged(folder: Path, balance: str) -> AsyncIterator[Stage]:
     """Start everything, and end everything. `folder` gets the config."""
     async with contextlib.AsyncExitStack() as stack:
-        replicas = [Replica(f"replica-{number}") for number in range(3)]
-        for replica in replicas:
+        *replicas, alone = (Replica(f"replica-{number}") for number in range(4))
+        for replica in (*replicas, alone):
             stack.callback(replica.release)
             await stack.enter_async_context(replica)
         config = folder / "gateway.yaml"
@@ -65,8 +62,9 @@ async def staged(folder: Path, balance: str) -> AsyncIterator[Stage]:
         gc.freeze()  # what pytest has loaded: looking through it again and again would be pauses
         stack.callback(gc.unfreeze)
         watch = await stack.enter_async_context(Watch(_port(gateway.admin_url)))
-        load = await stack.enter_async_context(Load(_port(gateway.url)))
-        yield Stage(gateway, replicas, load, watch)
+        straight = await stack.enter_async_context(Load(alone.port, rate=RATE / 4))
+        load = await stack.enter_async_context(Load(_port(gateway.url), rate=RATE))
+        yield Stage(gateway, replicas, load, straight, watch)
 
 
 def _port(url: str) -> int:

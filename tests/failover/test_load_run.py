@@ -1,7 +1,8 @@
 """Under load one of three replicas fails, in each of the ways in which they do; then all three.
 
-Each run prints its figures. The machine may be busy with other things: a p99 is that of the median second, and it may
-move by the tenth that is promised or by MOVES, whichever is more.
+Each run prints its figures. The machine may be busy with other things, more so at one time than at another: a p99 is that
+of the median second, and may move by the tenth that is promised (or MOVES, if that is more), and by HOPS times what the
+machine adds to calls that go straight to a replica.
 """
 
 import asyncio
@@ -11,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.failover.load import TIMEOUT
-from tests.failover.load import steady_percentile as steady
 from tests.failover.replica import FAULTS
 from tests.failover.stage import JITTER, LONGEST_EJECTION, staged
 from tests.failover.trial import AFTER, BEFORE, FAULT, PATIENCE, Trial
@@ -19,10 +19,11 @@ from tests.failover.trial import AFTER, BEFORE, FAULT, PATIENCE, Trial
 pytestmark = pytest.mark.failover
 
 ATTEMPTS, FAILURES = 3, 5  # the defaults of retry.attempts and breaker.failures
-MOVES = 0.015  # seconds
+MOVES = 0.005  # seconds
+HOPS = 3  # a call through the gateway waits so much more often for its turn on the machine
 SLACK = 1.0  # seconds, for the call that is the probe, and for the machine
 
-# What the gateway must say of such a replica; of others nothing: balance alone keeps calls away from them.
+# What the gateway must say of such a replica. From one that is only slow, or silent, balance alone may keep calls away.
 STATES = {"killed": "ejected", "failing": "ejected", "lying": "ejected", "throttled": "cooling"}
 
 
@@ -44,12 +45,12 @@ async def test_no_caller_is_told_that_one_replica_of_three_fails(
     assert max(trial.attempts, sum(len(replica.seen) for replica in stage.replicas)) <= 1.2 * calls + 10
 
     assert trial.out_at < trial.mended_at
-    assert trial.tried <= FAILURES or trial.out_at - trial.broke_at <= 10
-    state = STATES.get(fault, "ejected" if balance == "round_robin" else "available")
-    assert state in trial.states
+    assert trial.tried[0] <= FAILURES or trial.out_at - trial.broke_at <= 10
+    if fault in STATES:
+        assert STATES[fault] in trial.states
 
-    before = steady(trial.before, 99)
-    assert steady(trial.meanwhile, 99) <= max(1.1 * before, before + MOVES)
+    before, meanwhile = trial.p99
+    assert meanwhile - before <= max(before / 10, MOVES) + HOPS * trial.noise
 
     assert trial.back_at - trial.mended_at <= trial.back_within + SLACK
 
@@ -67,14 +68,14 @@ async def test_when_all_fail_callers_are_told_in_time_and_nobody_is_flooded(
         attempts = sum((await stage.watch.look()).attempts.values())
         seen = sum(len(replica.seen) for replica in stage.replicas)
         calls = stage.load.calls
-        mended_at = time.monotonic()
         for replica in stage.replicas:
             await replica.recover()
+        mended_at = time.monotonic()
         async with asyncio.timeout(PATIENCE):
             back = await stage.watch.wait_until(lambda look: set(look.states.values()) == {"available"})
         await stage.load.go_on(AFTER)
     failed = [answer for answer in stage.load.answers if not answer.is_whole]
-    told = [answer for answer in failed if answer.sent >= broke_at]
+    told = [answer for answer in failed if answer.response.status != 200]
     slowest = max(answer.ended - answer.sent for answer in told)
     with capsys.disabled():
         print(
@@ -84,6 +85,7 @@ async def test_when_all_fail_callers_are_told_in_time_and_nobody_is_flooded(
         )
 
     assert max(attempts, seen) <= 1.2 * calls + 10
+    assert all(answer.was_cut and answer.sent < broke_at for answer in failed if answer not in told)
     for answer in told:
         response = answer.response
         assert response.status in (502, 503, 504)

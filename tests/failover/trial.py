@@ -2,20 +2,21 @@
 
 import asyncio
 import contextlib
+import itertools
 import math
 import time
 from dataclasses import dataclass
 
 from gateway.policy.balance import PeakEwma
-from tests.failover.load import Answer, percentile, steady_percentile
+from tests.failover.load import Answer, steady_percentile
 from tests.failover.replica import FIRST, RETRY_AFTER, SLOWNESS, Replica
-from tests.failover.stage import EJECTION, FIRST_BYTE, JITTER, LONGEST_EJECTION, Stage
+from tests.failover.stage import EJECTION, FIRST_BYTE, JITTER, LONGEST_EJECTION, RATE, Stage
 
 WARM_UP, BEFORE, FAULT, AFTER = 1.0, 3.0, 5.0, 1.0  # seconds
 PATIENCE = 60.0  # seconds for it to come back; the tests demand less
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trial:
     """Times are monotonic seconds. `back_at`: when the first request after the fault came that it served; or never, inf."""
 
@@ -43,7 +44,7 @@ class Trial:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 await bad.wait_until(lambda: bool(bad.served) and bad.served[-1] > mended_at)
-            back_at = bad.served[-1]
+            back_at = min(at for at in bad.served if at > mended_at)
         await stage.load.go_on(AFTER)
         return cls(stage, bad, fault, warm_at, broke_at, mended_at, back_at)
 
@@ -67,23 +68,34 @@ class Trial:
 
     @property
     def out_at(self) -> float:
-        """From when on it got no more calls than probes, of which there is one in each ejection; inf: it got more."""
-        if self.fault == "killed":
-            looks = (look for look in self.stage.watch.looks if look.at >= self.broke_at)
-            return next((look.at for look in looks if look.states[self.bad.netloc] != "available"), math.inf)
-        seen = [at for at in self.bad.seen if self.broke_at < at < self.mended_at]
-        moments = enumerate([self.broke_at, *seen])
-        return next((at for number, at in moments if len(seen) - number <= self._probes(at)), math.inf)
+        """From when on it got no more calls than it should; inf: it went on getting more.
 
-    def _probes(self, since: float) -> float:
-        return 1 + (self.mended_at - since) / EJECTION
+        Those are probes, at most one in each ejection; but for one that is merely slow, a tenth of all calls.
+        """
+        looks = self.stage.watch.looks
+        if self.fault == "killed":  # it counts nothing then
+            states = ((look.at, look.states[self.bad.netloc]) for look in looks if look.at >= self.broke_at)
+            return next((at for at, state in states if state != "available"), math.inf)
+        seen = [at for at in self.bad.seen if self.broke_at < at < self.mended_at]
+        for number, (at, following) in enumerate(itertools.pairwise([self.broke_at, *seen, self.mended_at])):
+            left, seconds = len(seen) - number, self.mended_at - at
+            if self.fault == "slow" and seconds >= 1 and left <= seconds * RATE / 10:
+                return at
+            if self.fault != "slow" and following - at > EJECTION / 2 and left <= 1 + seconds / EJECTION:
+                return at
+        return math.inf
 
     @property
-    def tried(self) -> int:
-        """Attempts there before it was out."""
+    def tried(self) -> tuple[int, int]:
+        """Attempts there while the fault lasted: before it was out, and then."""
         if self.fault == "killed":
-            return round(self.stage.watch.last(self.out_at).failures(self.bad.netloc))
-        return sum(self.broke_at < at <= self.out_at for at in self.bad.seen)
+            looks = (self.stage.watch.last(min(at, self.mended_at)) for at in (self.out_at, self.mended_at))
+            before, all_ = (round(look.failures(self.bad.netloc)) for look in looks)
+        else:
+            before, all_ = (
+                sum(self.broke_at < at <= until for at in self.bad.seen) for until in (self.out_at, self.mended_at)
+            )
+        return before, all_ - before
 
     @property
     def states(self) -> set[str]:
@@ -93,38 +105,50 @@ class Trial:
 
     @property
     def back_within(self) -> float:
-        """Seconds in which it had to be asked again: its ejection, if there was one."""
+        """Seconds in which it had to be asked again: its ejection, if there was one, after a probe that the fault still met."""
         if ejections := self.stage.ejections(self.bad):
-            return min(ejections * EJECTION * (1 + JITTER), LONGEST_EJECTION)
+            lost = FIRST_BYTE if self.fault == "stalled" else 0.0
+            return min(ejections * EJECTION * (1 + JITTER), LONGEST_EJECTION) + lost
         if self.fault == "throttled":
             return RETRY_AFTER
         # Left out by balance alone, it is asked again when what is remembered of it has faded.
         return PeakEwma().decay * math.log(FIRST_BYTE / FIRST if self.fault == "stalled" else SLOWNESS)
 
     @property
-    def before(self) -> list[Answer]:
-        """Calls before the fault."""
-        return self.stage.answers(self.warm_at, self.broke_at)
+    def p50(self) -> tuple[float, float]:
+        """Of lateness in seconds: before the fault, and while it lasted and the replica was out."""
+        return self._moved(50)
 
     @property
-    def meanwhile(self) -> list[Answer]:
-        """Calls while the fault lasted and the replica was out; not what a slow one served, which is its own slowness."""
-        answers = self.stage.answers(self.out_at, self.mended_at)
-        return [answer for answer in answers if not answer.is_from(self.bad.name)]
+    def p99(self) -> tuple[float, float]:
+        """Likewise."""
+        return self._moved(99)
 
-    def __str__(self) -> str:
+    @property
+    def noise(self) -> float:
+        """Seconds that the machine added at p99 while the fault lasted: to plain calls that went past the gateway."""
+        straight = [answer for answer in self.stage.straight.answers if not answer.stream]
+        meanwhile = [answer for answer in straight if self.broke_at <= answer.due < self.mended_at]
+        return steady_percentile(meanwhile, 99) - steady_percentile(meanwhile, 50)
+
+    def _moved(self, percent: int) -> tuple[float, float]:
+        # What a slow replica serves is late by its own slowness.
+        answers = [answer for answer in self.answers if not answer.is_from(self.bad.name) or answer.due < self.broke_at]
+        before = [answer for answer in answers if self.warm_at <= answer.due < self.broke_at]
+        meanwhile = [answer for answer in answers if self.out_at <= answer.due < self.mended_at]
+        return steady_percentile(before, percent), steady_percentile(meanwhile, percent)
+
+    def __repr__(self) -> str:
         calls, cut = len(self.answers), sum(map(self._was_cut, self.answers))
-        p50, p99 = (
-            f"{1000 * steady_percentile(self.before, percent):.1f} -> {1000 * steady_percentile(self.meanwhile, percent):.1f}"
-            for percent in (50, 99)
-        )
-        worst = " -> ".join(
-            f"{1000 * percentile((answer.lateness for answer in answers), 99):.1f}"
-            for answers in (self.before, self.meanwhile)
-        )
+        before, then = self.tried
         return (
-            f"{calls} calls, {len(self.lost)} lost, {cut} cut; {self.attempts} attempts ({self.attempts / calls:.3f}); "
-            f"p50 {p50} ms, p99 {p99} ms (of all seconds {worst}); "
-            f"out after {self.out_at - self.broke_at:.2f} s and {self.tried} failures, "
+            f"{calls} calls, {len(self.lost)} lost, {cut} cut, {self.attempts} attempts ({self.attempts / calls:.3f}); "
+            f"p50 {_ms(self.p50)}, p99 {_ms(self.p99)} ms (noise {1000 * self.noise:.1f}); "
+            f"out after {self.out_at - self.broke_at:.2f} s and {before} calls, {then} then, "
             f"back after {self.back_at - self.mended_at:.2f} s (of {self.back_within:.1f})"
         )
+
+
+def _ms(moved: tuple[float, float]) -> str:
+    before, meanwhile = moved
+    return f"{1000 * before:.1f} -> {1000 * meanwhile:.1f}"

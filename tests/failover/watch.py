@@ -45,8 +45,10 @@ class Watch:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Look once more, when all is over."""
         self._task.cancel()
         await asyncio.wait([self._task])
+        await self.look()
 
     async def wait_until(self, condition: Callable[[Look], bool]) -> Look:
         """The first look from now on of which `condition` holds."""

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.client import Caller
 from tests.support.processes import GatewayProcess
-from tests.support.stage import DONE, END, ROLE, STREAM_HEAD, chat, delta, frame, request
+from tests.support.stage import DONE, END, STREAM_HEAD, chat, delta, frame, request
 from tests.support.upstream import ScriptedUpstream, read, send, wait_for
 
 CONFIG = """\
@@ -66,7 +66,7 @@ def leaving(tmp_path: Path) -> Leave:
     @contextlib.asynccontextmanager
     async def start(go_on: asyncio.Event, **server: Any) -> AsyncIterator[Leaving]:
         rest = send(frame(delta("b")), frame(DONE), END)
-        async with ScriptedUpstream([read(), send(STREAM_HEAD, frame(ROLE)), wait_for(go_on), rest]) as upstream:
+        async with ScriptedUpstream([read(), send(STREAM_HEAD, frame(delta("a"))), wait_for(go_on), rest]) as upstream:
             config = tmp_path / "gateway.yaml"
             words = ", ".join(f"{name}: {value}" for name, value in server.items())
             config.write_text(CONFIG.format(url=upstream.url, server=words))
@@ -74,7 +74,7 @@ def leaving(tmp_path: Path) -> Leave:
             try:
                 async with await Caller.connect(int(process.url.rpartition(":")[2])) as caller:
                     await caller.send(request(chat(stream=True)))
-                    await caller.read_until(ROLE)
+                    await caller.read_until(delta("a"))
                     yield Leaving(process, caller)
             finally:
                 go_on.set()

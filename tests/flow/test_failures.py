@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from gateway.errors import ShuttingDown
-from tests.support.stage import UPSTREAM_KEY, chat, request, staged
+from tests.support.stage import KEY, UPSTREAM_KEY, chat, request, staged
 from tests.support.upstream import Action, Peer, blackhole, close, forever, read, reply, reset, send, unused_port
 
 JSON = ["content-type: application/json"]
@@ -28,11 +28,13 @@ def openai_error(**members: object) -> bytes:
         ("409 Con", openai_error(), 409, None, "rejected"),
         ("401 No", openai_error(message=f"bad key {UPSTREAM_KEY}"), 502, "upstream_auth", "unauthorised"),
         ("403 No", b"", 502, "upstream_auth", "unauthorised"),
+        ("403 No", openai_error(code="model_not_found"), 404, "model_not_found", "rejected"),
         ("429 Slow", openai_error(code="rate_limit_exceeded"), 429, "rate_limit_exceeded", "overloaded"),
         ("429 Dry", openai_error(type="insufficient_quota"), 503, "upstream_quota", "unauthorised"),
         ("500 Oops", b"Traceback at 10.0.0.7", 502, "upstream_error", "failed"),
         ("502 Bad", b"<html>", 502, "upstream_error", "failed"),
-        ("503 Full", b"", 503, "upstream_overloaded", "overloaded"),
+        ("503 Out", b"", 503, "upstream_unavailable", "failed"),
+        ("503 Full\r\nretry-after: 9", b"", 503, "upstream_overloaded", "overloaded"),
         ("529 Full", b"", 503, "upstream_overloaded", "overloaded"),
         ("504 Late", b"", 504, "upstream_timeout", "timed_out"),
         ("408 Late", b"", 502, "upstream_error", "failed"),
@@ -143,15 +145,39 @@ async def test_a_plain_reply_that_does_not_come_is_a_504(sent: bytes, timeouts: 
         await stage.settled()
 
 
+async def test_an_upstream_with_all_that_it_may_have_is_a_503_that_says_when_to_come_back() -> None:
+    upstream = {"concurrency": {"limit": 1, "wait": 0.02}}
+    async with staged([read()], upstream=upstream) as stage, await stage.caller() as first:
+        await first.send(request(chat()))
+        await stage.upstream.wait_until(lambda: len(stage.upstream.requests) == 1)
+        response = await stage.ask(chat())
+
+        assert (response.status, response.error["code"]) == (503, "overloaded")
+        assert (response.headers["retry-after"], response.headers["retry-after-ms"]) == ("1", "1000")
+        assert (response.headers["x-gateway-attempts"], response.headers["x-gateway-upstream"]) == ("0", "up")
+        assert "x-should-retry" not in response.headers  # nothing was tried
+        assert len(stage.upstream.requests) == 1
+        assert (await stage.records.request())["outcome"] == "overloaded"
+        assert stage.sample("gateway_sheds_total", upstream="up") == 1
+
+
 async def test_a_full_pool_is_a_503_that_says_when_to_come_back() -> None:
     upstream = {"transport": {"max_connections": 1}}
-    async with staged([read()], upstream=upstream, timeouts={"pool": 0.02}) as stage, await stage.caller() as first:
-        await first.send(request(chat()))
+    models = {"*": {"targets": [{"upstream": "up"}]}}
+    async with (
+        staged([read()], upstream=upstream, models=models, timeouts={"pool": 0.02}) as stage,
+        await stage.caller() as first,
+    ):
+        # what is no call does not count among the calls, but has a connection
+        await first.send(f"GET /v1/models HTTP/1.1\r\nhost: g\r\nauthorization: Bearer {KEY}\r\n\r\n".encode())
         await stage.upstream.wait_until(lambda: len(stage.upstream.requests) == 1)
         response = await stage.ask(chat())
 
         assert (response.status, response.error["code"]) == (503, "pool_exhausted")
         assert response.headers["retry-after"] == "1"
+        assert (await stage.records.request())["attempts"] == 1
+        assert stage.sample("gateway_upstream_attempts_total", outcome="overloaded") == 1
+        assert stage.sample("gateway_sheds_total") == 0
 
 
 async def test_a_fault_of_ours_is_a_500_with_the_request_id_and_a_trace_without_values() -> None:
@@ -165,6 +191,7 @@ async def test_a_fault_of_ours_is_a_500_with_the_request_id_and_a_trace_without_
 
         assert (response.status, response.error["code"]) == (500, "internal_error")
         assert "r-1" in response.error["message"]
+        assert response.headers["x-should-retry"] == "false"
         assert "secret" not in response.body.decode()
 
 
@@ -196,7 +223,9 @@ async def test_a_plain_answer_that_is_cut_on_its_way_is_not_recorded_as_served(l
 
         assert line["outcome"] == ("abandoned" if leave == "reset" else "overloaded")
         assert line["end_reason"] == ("caller_left" if leave == "reset" else "server_shutting_down")
-        assert stage.sample("gateway_upstream_attempts_total", outcome="abandoned") == 1
+        # the upstream did its part; it is the call that was not served
+        assert stage.sample("gateway_upstream_attempts_total", outcome="served") == 1
+        assert stage.sample("gateway_upstream_attempts_total") == 1
 
 
 @pytest.mark.parametrize("date", ["Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "a" * 5000, "-1", "1e9"])

@@ -26,6 +26,7 @@ from tests.support.upstream import Peer, close, forever, read, reply, reset, sen
 STREAM = chat(stream=True)
 WITH_USAGE = chat(stream=True, stream_options={"include_usage": True})
 HELLO = (ROLE, delta("Hel"), delta("lo"), delta(finish="stop"))
+BEGUN = ROLE + delta("Hel")  # a role alone begins nothing
 
 
 def told(body: bytes) -> dict[str, str]:
@@ -57,13 +58,14 @@ async def test_an_event_without_data_is_no_event() -> None:
 
 
 async def test_each_event_is_here_before_the_next_one_is_sent() -> None:
-    seen = [asyncio.Event() for _ in HELLO]
+    sent = (BEGUN, *HELLO[2:])
+    seen = [asyncio.Event() for _ in sent]
     script = [read(), send(STREAM_HEAD)]
-    for one, gate in zip(HELLO, seen, strict=True):
+    for one, gate in zip(sent, seen, strict=True):
         script += [send(frame(one)), wait_for(gate)]
     async with staged([*script, send(frame(DONE), END)]) as stage, await stage.caller() as caller:
         await caller.send(request(STREAM))
-        for one, gate in zip(HELLO, seen, strict=True):
+        for one, gate in zip(sent, seen, strict=True):
             assert (await caller.read_until(one)).endswith(one)
             gate.set()
         await caller.read_until(DONE)
@@ -151,7 +153,8 @@ async def test_after_done_the_connection_upstream_is_used_again() -> None:
         ([frame(event("{nonsense"))], "upstream_invalid_event"),
         ([frame(b"data: " + b"a" * (1 << 20))], "upstream_event_too_large"),
         ([frame(event({"error": {"message": "engine died at 10.0.0.7", "code": 500}}) + DONE), END], "upstream_error"),
-        ([frame(event({"error": {"message": "busy", "code": 503}}))], "upstream_overloaded"),
+        ([frame(event({"error": {"message": "busy", "code": 503}}))], "upstream_unavailable"),
+        ([frame(event({"error": {"message": "busy", "code": 429}}))], "rate_limit_exceeded"),
     ],
 )
 async def test_a_stream_that_breaks_ends_with_an_error_in_band(rest: list[bytes], code: str) -> None:
@@ -165,7 +168,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_in_band(rest: list[bytes]
         assert "10.0.0.7" not in error["message"]
         line = await stage.records.request()
         assert line["status"] == 200
-        assert line["outcome"] in ("failed", "overloaded")
+        assert line["outcome"] == ("overloaded" if code == "rate_limit_exceeded" else "failed")
         assert stage.sample("gateway_stream_ends_total", reason=code) == 1
         await stage.settled()
 
@@ -185,14 +188,18 @@ async def test_events_that_came_with_a_broken_one_are_passed_on_first() -> None:
     ("first", "status", "code"),
     [
         (event({"error": {"message": "no", "type": "server_error", "code": 500}}), 502, "upstream_error"),
-        (event({"error": {"message": "full", "code": 503}}), 503, "upstream_overloaded"),
+        (event({"error": {"message": "full", "code": 503}}), 503, "upstream_unavailable"),
         (event({"error": {"message": "too long", "type": "BadRequestError", "code": 400}}), 400, "400"),
+        (event("{nonsense"), 502, "upstream_invalid_event"),
         (b": comment\n\n", 502, "upstream_stream_incomplete"),
         (b"", 502, "upstream_stream_incomplete"),
     ],
 )
-async def test_a_failure_before_the_first_event_is_a_status(first: bytes, status: int, code: str) -> None:
-    frames = [frame(first)] if first else []
+@pytest.mark.parametrize("role", [b"", ROLE, event({"choices": []}) + ROLE])
+async def test_a_failure_before_there_is_anything_in_a_stream_is_a_status(
+    role: bytes, first: bytes, status: int, code: str
+) -> None:
+    frames = [frame(piece) for piece in (role, first) if piece]
     async with staged([read(), send(STREAM_HEAD, *frames, END)]) as stage:
         response = await stage.ask(STREAM)
 
@@ -260,10 +267,10 @@ async def test_a_failure_after_pings_is_told_in_band() -> None:
 
 
 async def test_pings_go_on_within_a_stream_that_is_silent() -> None:
-    async with staged([read(), send(STREAM_HEAD, frame(ROLE))], timeouts={"ping": 0.02}) as stage:
+    async with staged([read(), send(STREAM_HEAD, frame(BEGUN))], timeouts={"ping": 0.02}) as stage:
         async with await stage.caller() as caller:
             await caller.send(request(STREAM))
-            await caller.read_until(ROLE)
+            await caller.read_until(BEGUN)
             await caller.read_until(b": ping\n\n")
             await caller.read_until(b": ping\n\n")
         await stage.settled()
@@ -288,20 +295,39 @@ async def test_silence_before_the_first_event_is_a_504(
         await stage.settled()
 
 
-@pytest.mark.parametrize(
-    ("timeouts", "code"),
-    [({"idle": 0.05}, "upstream_idle_timeout"), ({"stream": 0.05, "first_token": 0.04}, "upstream_stream_timeout")],
-)
+ENDLESS = [
+    ({"idle": 0.05}, "upstream_idle_timeout"),
+    ({"stream": 0.05, "first_token": 0.04}, "upstream_stream_timeout"),
+]
+
+
+@pytest.mark.parametrize(("timeouts", "code"), ENDLESS)
 async def test_a_stream_that_falls_silent_or_never_ends_is_told_in_band(timeouts: dict[str, float], code: str) -> None:
-    async with staged([read(), send(STREAM_HEAD, frame(ROLE))], timeouts=timeouts) as stage:
+    async with staged([read(), send(STREAM_HEAD, frame(BEGUN))], timeouts=timeouts) as stage:
         assert told((await stage.ask(STREAM)).body)["code"] == code
+        await stage.settled()
+
+
+@pytest.mark.parametrize(("timeouts", "code"), ENDLESS)
+async def test_one_that_does_so_with_nothing_but_its_role_is_a_504(timeouts: dict[str, float], code: str) -> None:
+    async with staged([read(), send(STREAM_HEAD, frame(ROLE))], timeouts=timeouts) as stage:
+        response = await stage.ask(STREAM)
+
+        assert (response.status, response.error["code"]) == (504, code)
         await stage.settled()
 
 
 async def test_an_upstreams_comments_do_not_count_as_progress() -> None:
     chatter = forever(send(frame(b": still here\n\n")))
-    async with staged([read(), send(STREAM_HEAD, frame(ROLE)), chatter], timeouts={"idle": 0.1}) as stage:
+    async with staged([read(), send(STREAM_HEAD, frame(BEGUN)), chatter], timeouts={"idle": 0.1}) as stage:
         assert told((await stage.ask(STREAM)).body)["code"] == "upstream_idle_timeout"
+
+
+async def test_they_do_not_before_there_is_anything_in_the_stream_either() -> None:
+    chatter = forever(send(frame(b": still here\n\n")))
+    async with staged([read(), send(STREAM_HEAD, frame(ROLE)), chatter], timeouts={"idle": 0.1}) as stage:
+        assert (await stage.ask(STREAM)).status == 504
+        assert (await stage.records.request())["outcome"] == "timed_out"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -342,9 +368,9 @@ async def test_a_caller_who_leaves_while_sending_its_body_is_recorded() -> None:
 
 
 async def test_a_call_that_is_open_when_the_drain_ends_is_told() -> None:
-    async with staged([read(), send(STREAM_HEAD, frame(ROLE))]) as stage, await stage.caller() as caller:
+    async with staged([read(), send(STREAM_HEAD, frame(BEGUN))]) as stage, await stage.caller() as caller:
         await caller.send(request(STREAM))
-        await caller.read_until(ROLE)
+        await caller.read_until(BEGUN)
         for exchange in stage.gateway.api.open:
             exchange.interrupt(errors.ShuttingDown("bye"))
 
@@ -402,7 +428,7 @@ async def test_without_done_a_stream_is_complete_when_every_choice_is(
 
 async def test_a_flat_error_within_a_stream_is_an_error() -> None:
     flat = event({"object": "error", "message": "boom", "type": "x", "param": None, "code": 500})
-    async with staged([read(), send(STREAM_HEAD, frame(ROLE), frame(flat + DONE), END)]) as stage:
+    async with staged([read(), send(STREAM_HEAD, frame(BEGUN), frame(flat + DONE), END)]) as stage:
         assert told((await stage.ask(STREAM)).body)["code"] == "upstream_error"
 
 
@@ -415,7 +441,7 @@ async def test_the_time_of_a_stream_ends_with_its_last_byte_to_the_caller() -> N
 
 
 async def test_a_stream_goes_by_the_timeouts_of_the_upstream_that_serves_it() -> None:
-    async with staged([read(), send(STREAM_HEAD, frame(ROLE))]) as serving:
+    async with staged([read(), send(STREAM_HEAD, frame(BEGUN))]) as serving:
         url = f"{serving.upstream.url}/v1"
         upstreams = {
             "hasty": {"kind": "openai", "url": url, "timeouts": {"stream": 0.01, "ping": 0.01}},

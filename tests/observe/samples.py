@@ -1,4 +1,4 @@
-"""Records of calls as the edge hands them over, and where log lines can be read again."""
+"""Records of calls as the edge hands them over, metrics that count them, and where log lines can be read again."""
 
 import json
 import logging
@@ -13,9 +13,22 @@ from typing import Any
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from gateway.call import Exchange, Usage
+from gateway.call import Exchange, Try, Usage
 from gateway.observe.log import Fold, Format, Level, LineWriter, configure
+from gateway.observe.metrics import Metrics
+from gateway.observe.upstreams import ReplicaReading, UpstreamReading
 
+VLLM = UpstreamReading(
+    "vllm",
+    [ReplicaReading("vllm-0:8000", "available", 2), ReplicaReading("vllm-1:8000", "ejected", 0)],
+    queued=3,
+    budget=12.0,
+    panics=False,
+    key_refused=False,
+)
+OPENAI = VLLM._replace(name="openai", replicas=[ReplicaReading("api.openai.com", "available", 0)])
+FAILED = Try("vllm", "vllm-1:8000", "failed")
+SERVED = Try("vllm", "vllm-0:8000", "served")
 NOON = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
 
 
@@ -73,6 +86,7 @@ def exchange(**changes: Any) -> Exchange:
         "upstream_model": "Qwen/Qwen3-32B",
         "replica": "vllm-0:8000",
         "attempts": 1,
+        "tries": (SERVED,),
         "stream": True,
         "prompt_chars": 400,
         "phase": "streaming",
@@ -102,3 +116,20 @@ def refused(**changes: Any) -> Exchange:
     for name, value in (told | changes).items():
         setattr(record, name, value)
     return record
+
+
+def metrics(*upstreams: UpstreamReading) -> Metrics:
+    """Of a gateway with these upstreams; only what is known of them counts."""
+    return Metrics(lambda: 7, lambda: upstreams, lambda: 3)
+
+
+def used() -> Metrics:
+    """Metrics in which every family has a sample."""
+    made = metrics(VLLM)
+    made.finish(exchange())
+    made.finish(exchange(attempts=2, tries=(FAILED, SERVED), retries=(("vllm", "upstream_reset"),)))
+    made.finish(exchange(attempts=2, tries=(SERVED, FAILED), hedge="second"))
+    made.finish(exchange(tries=(FAILED,), gave_up="budget", outcome="failed", end_reason="upstream_reset"))
+    made.finish(refused(upstream="vllm", status=503, outcome="overloaded", end_reason="overloaded"))
+    made.refused(431)
+    return made

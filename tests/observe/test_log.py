@@ -133,7 +133,10 @@ FIELDS: dict[str, Any] = {
     "model": "chat",
     "upstream": "vllm",
     "upstream_model": "Qwen/Qwen3-32B",
+    "replica": "vllm-0:8000",
     "attempts": 1,
+    "retries": [],
+    "gave_up": "",
     "stream": True,
     "status": 200,
     "outcome": "served",
@@ -169,6 +172,17 @@ def test_what_never_came_is_null(log: Log) -> None:
         "overhead_ms",
     }
     assert (line["model"], line["upstream"], line["key"], line["attempts"]) == ("unknown", "", "", 0)
+    assert (line["replica"], line["retries"], line["gave_up"]) == ("", [], "")
+
+
+def test_a_call_that_was_tried_again_says_how_each_attempt_before_the_last_failed_and_why_there_were_no_more(
+    log: Log,
+) -> None:
+    retries = (("vllm", "upstream_reset"), ("openai", "rate_limit_exceeded"))
+    recorder(log).finish(exchange(attempts=3, retries=retries, gave_up="budget"))
+    (line,) = log.lines()
+    assert line["retries"] == ["upstream_reset", "rate_limit_exceeded"]
+    assert (line["attempts"], line["gave_up"]) == (3, "budget")
 
 
 def test_a_name_that_the_caller_made_up_is_cut(log: Log) -> None:

@@ -11,10 +11,10 @@ from prometheus_client import generate_latest
 from prometheus_client.samples import Sample
 
 from gateway.app import Gateway, create_gateway
-from gateway.call import Usage
+from gateway.call import Try, Usage
 from gateway.config import Settings
 from gateway.observe.metrics import PHASES, Metrics
-from tests.observe.samples import exchange, logging_to, refused
+from tests.observe.samples import FAILED, OPENAI, SERVED, VLLM, exchange, logging_to, metrics, refused, used
 
 # Section 4 of the interface, but for what later parts bring.
 FAMILIES: dict[str, tuple[str, set[str]]] = {
@@ -25,7 +25,16 @@ FAMILIES: dict[str, tuple[str, set[str]]] = {
     "gateway_overhead_seconds": ("histogram", {"stream"}),
     "gateway_tokens_total": ("counter", {"model", "upstream", "type"}),
     "gateway_upstream_attempts_total": ("counter", {"upstream", "replica", "outcome"}),
+    "gateway_retries_total": ("counter", {"upstream", "reason"}),
+    "gateway_retries_refused_total": ("counter", {"upstream", "reason"}),
+    "gateway_hedges_total": ("counter", {"model", "served"}),
+    "gateway_sheds_total": ("counter", {"upstream"}),
     "gateway_upstream_inflight": ("gauge", {"upstream", "replica"}),
+    "gateway_upstream_state": ("gauge", {"upstream", "replica", "state"}),
+    "gateway_upstream_queued": ("gauge", {"upstream"}),
+    "gateway_upstream_retry_budget": ("gauge", {"upstream"}),
+    "gateway_upstream_panic": ("gauge", {"upstream"}),
+    "gateway_upstream_key_refused": ("gauge", {"upstream"}),
     "gateway_stream_ends_total": ("counter", {"model", "upstream", "reason"}),
     "gateway_client_disconnects_total": ("counter", {"phase"}),
     "gateway_inflight_requests": ("gauge", set()),
@@ -35,16 +44,7 @@ FAMILIES: dict[str, tuple[str, set[str]]] = {
 }
 
 
-def metrics(load: list[tuple[str, str, int]] | None = None) -> Metrics:
-    return Metrics(lambda: 7, lambda: load or [], lambda: 3)
-
-
-def used() -> Metrics:
-    """Metrics in which every family has a sample."""
-    made = metrics([("vllm", "vllm-0:8000", 2)])
-    made.finish(exchange())
-    made.refused(431)
-    return made
+SEEN = {"model": "chat", "status": "200", "outcome": "served", "stream": "true"}
 
 
 def samples(made: Metrics, name: str = "") -> list[Sample]:
@@ -76,16 +76,19 @@ def test_labels_are_those_that_are_promised_and_no_family_tells_when_it_was_made
 
 
 def test_what_is_there_before_any_call_is_told_at_once() -> None:
-    made = metrics([("vllm", "a:1", 2), ("vllm", "b:1", 0)])
+    made = metrics(VLLM)
     assert value(made, "gateway_inflight_requests") == 7
     assert value(made, "gateway_log_lines_dropped") == 3
-    assert value(made, "gateway_upstream_inflight", upstream="vllm", replica="a:1") == 2
-    assert value(made, "gateway_upstream_inflight", upstream="vllm", replica="b:1") == 0
-    assert [value(made, "gateway_client_disconnects_total", phase=phase) for phase in PHASES] == [0, 0, 0]
+    assert value(made, "gateway_upstream_inflight", upstream="vllm", replica="vllm-0:8000") == 2
+    assert value(made, "gateway_upstream_inflight", upstream="vllm", replica="vllm-1:8000") == 0
+    assert value(made, "gateway_upstream_state", upstream="vllm", replica="vllm-1:8000", state="ejected") == 1
+    assert value(made, "gateway_upstream_queued", upstream="vllm") == 3
+    assert value(made, "gateway_upstream_retry_budget", upstream="vllm") == 12
+    assert [value(made, "gateway_client_disconnects_total", phase=phase) for phase in PHASES] == [0] * 5
 
 
 def test_a_stream_is_counted_exactly() -> None:
-    made = metrics()
+    made = metrics(VLLM)
     made.finish(exchange())
     made.finish(exchange())
     where = {"model": "chat", "upstream": "vllm"}
@@ -146,10 +149,81 @@ def test_a_request_off_the_api_is_not_counted() -> None:
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_caller_that_left_is_counted_by_when_it_left(phase: str) -> None:
     made = metrics()
-    made.finish(exchange(outcome="abandoned", phase=phase, attempts=int(phase != "body")))
+    made.finish(exchange(end_reason="caller_left", outcome="abandoned", phase=phase, attempts=int(phase != "body")))
     assert {each: value(made, "gateway_client_disconnects_total", phase=each) for each in PHASES} == {
         each: float(each == phase) for each in PHASES
     }
+
+
+def test_a_caller_whose_own_deadline_passed_has_not_left() -> None:
+    made = metrics()
+    made.finish(exchange(end_reason="deadline_exceeded", outcome="abandoned", status=504, phase="upstream"))
+    assert [value(made, "gateway_client_disconnects_total", phase=phase) for phase in PHASES] == [0] * 5
+
+
+# Attempts.
+
+
+def attempts(made: Metrics) -> dict[tuple[str, str, str], float]:
+    return {
+        (sample.labels["upstream"], sample.labels["replica"], sample.labels["outcome"]): sample.value
+        for sample in samples(made, "gateway_upstream_attempts")
+    }
+
+
+def counted(made: Metrics, name: str) -> dict[tuple[str, ...], float]:
+    return {tuple(sample.labels.values()): sample.value for sample in samples(made, f"gateway_{name}")}
+
+
+def test_each_attempt_is_counted_where_it_was_made_and_each_retry_where_it_was_needed() -> None:
+    made = metrics(VLLM, OPENAI)
+    tries = (FAILED, SERVED._replace(outcome="timed_out"), Try("openai", "api.openai.com", "served"))
+    retries = (("vllm", "upstream_reset"), ("vllm", "upstream_timeout"))
+    made.finish(exchange(upstream="openai", attempts=3, tries=tries, retries=retries))
+    assert attempts(made) == dict.fromkeys(tries, 1)
+    assert counted(made, "retries_total") == {("vllm", "upstream_reset"): 1, ("vllm", "upstream_timeout"): 1}
+    assert counted(made, "retries_refused") == {}
+    assert value(made, "gateway_requests_total", **SEEN, upstream="openai") == 1
+
+
+def test_an_attempt_that_served_was_served_whatever_became_of_its_call() -> None:
+    made = metrics(VLLM)
+    made.finish(exchange(outcome="abandoned", end_reason="caller_left"))
+    assert attempts(made) == {SERVED: 1}
+
+
+@pytest.mark.parametrize("reason", ["attempts", "nowhere", "retry_after", "deadline", "budget"])
+def test_a_call_that_was_given_up_says_what_forbade_another_attempt(reason: str) -> None:
+    made = metrics(VLLM)
+    made.finish(exchange(tries=(FAILED,), gave_up=reason, outcome="failed", end_reason="upstream_reset"))
+    assert counted(made, "retries_refused") == {("vllm", reason): 1}
+    assert counted(made, "retries_total") == {}
+
+
+@pytest.mark.parametrize("served", ["first", "second", "neither"])
+def test_a_hedge_is_counted_by_which_of_the_two_was_served(served: str) -> None:
+    made = metrics(VLLM)
+    made.finish(exchange(attempts=2, tries=(FAILED, SERVED), hedge=served))
+    assert counted(made, "hedges") == {("chat", served): 1}
+
+
+def test_a_call_that_found_no_place_is_counted_at_the_upstream_that_had_none_and_as_no_attempt() -> None:
+    made = metrics(VLLM)
+    made.finish(refused(upstream="vllm", status=503, outcome="overloaded", end_reason="overloaded"))
+    assert counted(made, "sheds") == {("vllm",): 1}
+    assert attempts(made) == {}
+
+
+def test_the_attempts_at_a_replica_that_has_gone_go_with_it() -> None:
+    upstreams = [VLLM]
+    made = Metrics(lambda: 0, lambda: upstreams, lambda: 0)
+    made.finish(exchange(attempts=2, tries=(FAILED, SERVED)))
+    assert attempts(made) == {FAILED: 1, SERVED: 1}
+    upstreams[0] = VLLM._replace(replicas=VLLM.replicas[:1])
+    samples(made)  # a last time
+    assert attempts(made) == {SERVED: 1}
+    made.finish(exchange())
+    assert attempts(made) == {SERVED: 2}
 
 
 def test_a_refused_head_is_counted_by_its_status() -> None:

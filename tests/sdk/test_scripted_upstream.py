@@ -237,11 +237,24 @@ async def test_an_upstream_that_forgets_to_say_done_but_finished_is_forgiven(sdk
 async def test_a_client_side_timeout_closes_the_connection_to_a_silent_upstream(
     sdk: Sdk, standing: Standing, ask: Any
 ) -> None:
+    unsaid = {"x-stainless-read-timeout": "60"}
     async with standing([read()]) as upstream, sdk.sibling(timeout=0.3, max_retries=0) as impatient:
         with pytest.raises(openai.APITimeoutError):
+            await impatient(lambda client: ask(client, extra_headers=unsaid))
+        await gone(upstream)
+        assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("ask", [chat, chat_stream])
+async def test_just_before_the_sdk_would_give_up_and_ask_again_it_is_told_not_to(
+    sdk: Sdk, standing: Standing, ask: Any
+) -> None:
+    async with standing([read()]) as upstream, sdk.sibling(timeout=0.3, max_retries=2) as impatient:
+        with pytest.raises(openai.InternalServerError) as caught:
             await impatient(ask)
         await gone(upstream)
         assert len(upstream.requests) == 1
+    assert (caught.value.status_code, caught.value.code) == (504, "deadline_exceeded")
 
 
 async def test_leaving_a_stream_closes_the_connection_to_its_upstream(sdk: Sdk, standing: Standing) -> None:

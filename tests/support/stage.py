@@ -15,14 +15,15 @@ import orjson
 import structlog
 import uvicorn
 from prometheus_client.samples import Sample
+from structlog.testing import capture_logs
 
 from gateway.api.protocol import protocol_factory
 from gateway.app import Gateway, create_gateway
 from gateway.call import Clock
 from gateway.config import Settings
 from gateway.transport import Engine
-from tests.support.clock import VirtualLoop
 from tests.support.client import Caller, Response, rounds
+from tests.support.clock import VirtualLoop
 from tests.support.upstream import Action, Peer, Script, ScriptedUpstream, forever, read, reply, send
 
 KEY = "sk-caller-0123456789"
@@ -100,7 +101,12 @@ class Stage:
 
 
 class Cast(Stage):
-    """A stage with several upstreams. `replicas`: those of each, in the order of the script; nobody where none listens."""
+    """A stage with several upstreams. `replicas`: those of each, as they were given; nobody where none listens.
+
+    `events`: what was logged beside the requests.
+    """
+
+    events: Sequence[Mapping[str, Any]] = ()
 
     def __init__(
         self,
@@ -127,6 +133,17 @@ class Cast(Stage):
         async with asyncio.timeout(10):
             while sum(len(replica.requests) for replica in self._everybody) < requests:
                 await asyncio.sleep(0)
+
+    async def ask(
+        self, body: Mapping[str, Any] | bytes, path: str = "/v1/chat/completions", **headers: str
+    ) -> Response:
+        """One request and its answer, which by then is also recorded."""
+        response = await super().ask(body, path, **headers)
+        request_id = response.headers["x-request-id"]
+        async with asyncio.timeout(10):
+            while any(exchange.request_id == request_id for exchange in self.gateway.api.open):
+                await asyncio.sleep(0)
+        return response
 
     async def times(self, number: int, **members: Any) -> list[Response]:
         """So many requests, one after the other."""
@@ -235,7 +252,8 @@ async def staged_many(
         server = await _listen(gateway)
         cast = Cast(gateway, server, {name: [one for one, _ in ones] for name, ones in replicas.items()}, records)
         try:
-            yield cast
+            with capture_logs() as cast.events:
+                yield cast
         finally:
             await _leave(cast)
 
@@ -342,14 +360,17 @@ def refused(status: str, *headers: str, **error: Any) -> Action:
     return reply(orjson.dumps({"error": members}), status=status, headers=[JSON, *headers])
 
 
-def answering(*actions: Action) -> Script:
+def answering(*actions: Action, times: list[float] | None = None) -> Script:
     """To each request the next of `actions`, and the last of them to all that come after it.
 
-    A script that several replicas share goes on with each request, whichever of them it comes to.
+    A script that several replicas share goes on with each request, whichever of them it comes to. `times` is given the
+    loop's time of each.
     """
     left = list(actions)
 
     async def act(peer: Peer) -> None:
+        if times is not None:
+            times.append(asyncio.get_running_loop().time())
         await (left.pop(0) if len(left) > 1 else left[0])(peer)
 
     return [forever(read(), act)]

@@ -105,14 +105,15 @@ REACTIONS: dict[Outcome, Reaction] = {
 # Where we ourselves are the bottleneck no replica is to blame, and waiting again would be a second queue.
 _POOL_EXHAUSTED = Reaction(Again.ELSEWHERE)
 _OURS = Reaction(Again.NEVER)
-# It would be the same again at the same place; what is too large is too large everywhere.
+# It would be the same again at the same place.
 _AGAIN = {
     "upstream_tls": Again.ELSEWHERE,
     "upstream_redirect": Again.ELSEWHERE,
     "upstream_bad_content_type": Again.ELSEWHERE,
     "upstream_bad_encoding": Again.ELSEWHERE,
-    "upstream_response_too_large": Again.NEVER,
 }
+# Bounds of ours, which say nothing about the replica; what is too large is so everywhere.
+_BOUNDS = frozenset({"upstream_response_too_large", "upstream_event_too_large", "upstream_stream_timeout"})
 
 
 def reaction(error: errors.GatewayError | None) -> Reaction:
@@ -120,9 +121,11 @@ def reaction(error: errors.GatewayError | None) -> Reaction:
     if isinstance(error, errors.Unavailable):
         return _POOL_EXHAUSTED if isinstance(error, errors.PoolExhausted) else _OURS
     usual = REACTIONS[judge(error)]
-    if error is None or usual.again is Again.NEVER or error.code not in _AGAIN:
+    if error is None or usual.again is Again.NEVER:
         return usual
-    return usual._replace(again=_AGAIN[error.code])
+    if error.code in _BOUNDS:
+        return _OURS
+    return usual._replace(again=_AGAIN.get(error.code or "", usual.again))
 
 
 # An exception of the transport.
@@ -150,6 +153,8 @@ def _read_timeout(_exception: httpx.HTTPError, phase: Phase) -> errors.GatewayEr
 def _deadline(exception: httpx.HTTPError, phase: Phase) -> errors.GatewayError:
     if phase == "first_event":
         return _read_timeout(exception, phase)
+    if phase == "stream":
+        return errors.UpstreamTimeout("The stream took too long.", code="upstream_stream_timeout")
     return errors.UpstreamTimeout("The call took too long.")
 
 

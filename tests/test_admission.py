@@ -4,9 +4,11 @@ A loop that goes round when it is told to decides what happens in the same momen
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from math import inf
+from typing import Any
 
 import httpx
 import pytest
@@ -39,9 +41,9 @@ class Scene:
         if not self.queue.hand(place):
             self.returned.append(place)
 
-    def wait(self, until: float = inf) -> Waiting:
-        """One more waits for a place, no longer than until then."""
-        task = self.loop.create_task(self.queue.turn(until))
+    def wait(self, until: float = inf, places: str = "abcd") -> Waiting:
+        """One more waits for one of these places, no longer than until then."""
+        task = self.loop.create_task(self.queue.turn(until, lambda place: place in places))
         self.loop.settle()
         return task
 
@@ -82,6 +84,34 @@ def test_where_nobody_waits_a_place_is_not_taken(scene: Scene) -> None:
     assert not scene.queue.hand("a")
 
 
+def test_a_place_goes_to_the_first_for_whom_it_will_do(scene: Scene) -> None:
+    picky, easy = scene.wait(places="b"), scene.wait()
+    assert scene.queue.hand("a")
+    scene.loop.settle()
+    assert easy.result() == "a"
+    assert not scene.queue.hand("c")
+    assert len(scene.queue) == 1
+    assert scene.queue.hand("b")
+    scene.loop.settle()
+    assert picky.result() == "b"
+
+
+def test_a_place_that_one_who_leaves_was_given_goes_to_the_next_for_whom_it_will_do(scene: Scene) -> None:
+    leaving, picky, easy = scene.wait(), scene.wait(places="b"), scene.wait()
+    scene.queue.hand("a")
+    leaving.cancel()
+    scene.loop.settle()
+    assert easy.result() == "a"
+    assert not picky.done()
+
+
+def test_whether_one_more_may_wait_can_be_known_beforehand(scene: Scene) -> None:
+    for _ in range(3):
+        assert scene.queue.has_room
+        scene.wait()
+    assert not scene.queue.has_room
+
+
 def test_one_more_than_may_wait_is_refused_at_once_and_told_when_to_come_back(scene: Scene) -> None:
     tasks = [scene.wait() for _ in range(4)]
     assert [task.done() for task in tasks] == [False, False, False, True]
@@ -94,6 +124,7 @@ def test_one_more_than_may_wait_is_refused_at_once_and_told_when_to_come_back(sc
 
 def test_where_nobody_may_wait_all_are_refused_at_once(loop: SteppedLoop) -> None:
     scene = Scene(loop, length=0)
+    assert not scene.queue.has_room
     assert is_refused(scene.wait())
     assert not scene.queue.hand("a")
 
@@ -107,8 +138,26 @@ def test_who_has_left_the_queue_makes_room_in_it(scene: Scene) -> None:
     assert is_refused(scene.wait())
 
 
-@pytest.mark.parametrize(("until", "waits"), [(inf, WAIT), (9.0, WAIT), (0.4, 0.4), (0.0, 0.0), (-1.0, 0.0)])
-def test_nobody_waits_longer_than_one_may_nor_than_the_call_has(scene: Scene, until: float, waits: float) -> None:
+def ended(task: Waiting) -> type[BaseException] | type[None]:
+    """What a wait in vain has ended with."""
+    assert task.done()
+    return type(task.exception())
+
+
+@pytest.mark.parametrize(
+    ("until", "waits", "end"),
+    [
+        (inf, WAIT, Overloaded),
+        (9.0, WAIT, Overloaded),
+        (WAIT, WAIT, Overloaded),
+        (0.4, 0.4, TimeoutError),
+        (0.0, 0.0, TimeoutError),
+        (-1.0, 0.0, TimeoutError),
+    ],
+)
+def test_nobody_waits_longer_than_one_may_nor_than_the_call_has_and_it_is_said_which(
+    scene: Scene, until: float, waits: float, end: type[BaseException]
+) -> None:
     task = scene.wait(scene.loop.now + until)
     if waits:
         scene.loop.now += waits - 0.001
@@ -116,7 +165,7 @@ def test_nobody_waits_longer_than_one_may_nor_than_the_call_has(scene: Scene, un
         assert not task.done()
         scene.loop.now += 0.001
         scene.loop.settle()
-    assert is_refused(task)
+    assert ended(task) is end
     assert len(scene.queue) == 0
     assert not scene.queue.hand("a")
 
@@ -125,7 +174,7 @@ def test_each_waits_as_long_as_itself_may(scene: Scene) -> None:
     patient, hasty = scene.wait(), scene.wait(scene.loop.now + 0.1)
     scene.loop.now += 0.1
     scene.loop.settle()
-    assert is_refused(hasty)
+    assert ended(hasty) is TimeoutError
     assert scene.queue.hand("a")
     scene.loop.settle()
     assert patient.result() == "a"
@@ -159,6 +208,17 @@ def test_who_is_refused_in_the_moment_in_which_he_leaves_has_left(scene: Scene) 
     scene.loop.settle()
     assert task.cancelled()
     assert len(scene.queue) == 0
+
+
+def test_who_leaves_in_the_moment_in_which_he_is_refused_has_left(scene: Scene) -> None:
+    task = scene.wait()
+    scene.loop.now += WAIT
+    scene.loop.step()
+    assert not task.done()
+    task.cancel()
+    scene.loop.settle()
+    assert task.cancelled()
+    assert scene.returned == []
 
 
 def test_a_place_for_one_who_leaves_in_the_same_moment_goes_to_the_next(scene: Scene) -> None:
@@ -232,8 +292,8 @@ def upstream(loop: SteppedLoop, *names: str, limit: int = 1, length: int = 3) ->
     return Upstream("up", DIALECTS["openai"], [replica(loop, name) for name in names], transport, rules)
 
 
-def queued(loop: SteppedLoop, made: Upstream) -> asyncio.Task[Replica]:
-    task = loop.create_task(made.queue.turn(inf))
+def queued(loop: SteppedLoop, made: Upstream, *shunned: Replica) -> asyncio.Task[Replica]:
+    task = loop.create_task(made.queue.turn(inf, lambda one: one not in shunned))
     loop.settle()
     return task
 
@@ -262,6 +322,32 @@ def test_the_place_of_one_who_leaves_in_the_same_moment_is_free_again(loop: Step
     task.cancel()
     loop.settle()
     assert a.inflight == 0
+
+
+def test_a_place_that_nobody_wants_who_waits_is_free(loop: SteppedLoop) -> None:
+    made = upstream(loop, "a", "b")
+    a, b = made.replicas
+    a.inflight = b.inflight = 1
+    task = queued(loop, made, a)
+    made.release(a)
+    assert a.inflight == 0
+    made.release(b)
+    loop.settle()
+    assert task.result() is b
+    assert b.inflight == 1
+
+
+def test_replicas_that_come_are_not_held_for_those_who_do_not_want_them(loop: SteppedLoop) -> None:
+    made = upstream(loop, "a", limit=2)
+    (a,) = made.replicas
+    a.inflight = 2
+    b = replica(loop, "b")
+    picky, easy = queued(loop, made, b), queued(loop, made)
+    made.replace([a, b])
+    loop.settle()
+    assert easy.result() is b
+    assert not picky.done()
+    assert b.inflight == 1
 
 
 def test_nobody_is_sent_to_a_replica_that_has_gone(loop: SteppedLoop) -> None:
@@ -314,6 +400,16 @@ def test_replicas_that_come_while_those_who_waited_leave_have_all_their_places(l
 LIMIT, LENGTH = 2, 3
 
 
+@dataclass
+class Wait:
+    """A call that waits: until when it will, and for whose places it does not."""
+
+    task: asyncio.Task[Any]
+    due: float
+    shunned: Sequence[Replica]
+    leaving: bool = False
+
+
 class Places(RuleBasedStateMachine):
     """Calls that come, end, leave and lose patience, at replicas that come and go, many of them in the same moment."""
 
@@ -323,8 +419,7 @@ class Places(RuleBasedStateMachine):
         self.names = count()
         self.numbers = count()
         self.held: list[Replica] = []  # one for each call that has a place
-        self.served: list[int] = []  # calls that had to wait and were served, by when they came
-        self.waiting: dict[int, tuple[asyncio.Task[None], float]] = {}  # and until when they will
+        self.waiting: dict[int, Wait] = {}
         self.refused: list[tuple[float, float]] = []  # when, and when it was due
         self.known: list[Replica] = []
 
@@ -336,31 +431,37 @@ class Places(RuleBasedStateMachine):
     def _names(self, number: int) -> list[str]:
         return [f"replica-{next(self.names)}" for _ in range(number)]
 
-    async def _call(self, number: int, patience: float) -> None:
-        """As calls do it: a free place is taken at once, or else waited for."""
-        place = next((one for one in self.upstream.replicas if not self.upstream.is_full(one)), None)
+    async def _call(self, number: int, patience: float, shuns: int) -> None:
+        """As calls do it: a free place is taken at once, or else waited for, but not everyone's will do."""
+        shunned = self.known[shuns : shuns + 1]
+        free = [one for one in self.upstream.replicas if not self.upstream.is_full(one) and one not in shunned]
+        place = next(iter(free), None)
         if place is not None:
             place.inflight += 1
             self.held.append(place)
             return
-        room = len(self.upstream.queue) < LENGTH
-        due = self.loop.now + min(patience, WAIT)
+        task = asyncio.current_task()
+        assert task is not None
+        due = self.loop.now + min(patience, WAIT) if self.upstream.queue.has_room else self.loop.now
+        self.waiting[number] = Wait(task, due, shunned)
         try:
-            task = asyncio.current_task()
-            assert task is not None
-            self.waiting[number] = task, due
-            place = await self.upstream.queue.turn(self.loop.now + patience)
-        except Overloaded:
-            self.refused.append((self.loop.now, due if room else self.loop.now))
+            place = await self.upstream.queue.turn(self.loop.now + patience, lambda one: one not in shunned)
+        except (Overloaded, TimeoutError):
+            self.refused.append((self.loop.now, due))
         else:
-            self.served.append(number)
-            self.held.append(place)
+            self._serve(number, place)
         finally:
             del self.waiting[number]
 
-    @rule(patience=st.sampled_from([0.3, 0.7, inf]))
-    def come(self, patience: float) -> None:
-        self.loop.create_task(self._call(next(self.numbers), patience))
+    def _serve(self, number: int, place: Replica) -> None:
+        assert place not in self.waiting[number].shunned
+        earlier = [wait for one, wait in self.waiting.items() if one < number and not wait.leaving]
+        assert all(place in wait.shunned or wait.due <= self.loop.now for wait in earlier), "it was another's turn"
+        self.held.append(place)
+
+    @rule(patience=st.sampled_from([0.25, 0.75, inf]), shuns=st.integers(0, 9))
+    def come(self, patience: float, shuns: int) -> None:
+        self.loop.create_task(self._call(next(self.numbers), patience, shuns))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -372,8 +473,8 @@ class Places(RuleBasedStateMachine):
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        task, _ = self.waiting[data.draw(st.sampled_from(sorted(self.waiting)))]
-        task.cancel()
+        wait = self.waiting[data.draw(st.sampled_from(sorted(self.waiting)))]
+        wait.leaving = wait.task.cancel()
 
     @rule(kept=st.integers(0, 3), new=st.integers(0, 2))
     def replace(self, kept: int, new: int) -> None:
@@ -383,7 +484,7 @@ class Places(RuleBasedStateMachine):
             self.known += fresh
             self.upstream.replace(replicas)
 
-    @rule(seconds=st.sampled_from([0.1, 0.3, 1.0]))
+    @rule(seconds=st.sampled_from([0.125, 0.5, 1.0]))
     def pass_time(self, seconds: float) -> None:
         self.loop.now += seconds
 
@@ -396,15 +497,15 @@ class Places(RuleBasedStateMachine):
         self.loop.settle()
         for one in self.known:
             assert one.inflight == self.held.count(one), "a place was lost, or given twice"
-        if self.waiting:
-            assert all(self.upstream.is_full(one) for one in self.upstream.replicas), "a place is free, and nobody's"
+        for wait in self.waiting.values():
+            welcome = [one for one in self.upstream.replicas if one not in wait.shunned]
+            assert all(self.upstream.is_full(one) for one in welcome), "a place is free, and nobody's"
+            assert wait.due > self.loop.now, "it has waited long enough"
         assert len(self.upstream.queue) == len(self.waiting)
-        assert all(due > self.loop.now for _, due in self.waiting.values()), "it has waited long enough"
 
     @invariant()
-    def is_in_order_and_bounded(self) -> None:
+    def is_bounded(self) -> None:
         assert all(0 <= one.inflight <= LIMIT for one in self.known)
-        assert self.served == sorted(self.served)
         assert all(now >= due for now, due in self.refused), "it was refused too early"
         if self.known:
             assert len(self.upstream.queue) <= LENGTH
@@ -413,13 +514,14 @@ class Places(RuleBasedStateMachine):
         try:
             if self.known:
                 self._all_leave()
+            assert self.loop.faults == []
         finally:
             self.loop.close()
 
     def _all_leave(self) -> None:
         self.loop.settle()
-        for task, _ in self.waiting.values():
-            task.cancel()
+        for wait in self.waiting.values():
+            wait.task.cancel()
         self.settle()
         while self.held:
             self.upstream.release(self.held.pop())

@@ -59,7 +59,7 @@ def code(exception: httpx.HTTPError, phase: Phase) -> str | None:
         (
             httpx.TimeoutException("x"),
             errors.UpstreamTimeout,
-            ["upstream_timeout", "upstream_first_byte_timeout", "upstream_timeout", "upstream_timeout"],
+            ["upstream_timeout", "upstream_first_byte_timeout", "upstream_timeout", "upstream_stream_timeout"],
         ),
         (
             httpx.RemoteProtocolError("x"),
@@ -384,3 +384,8 @@ def test_no_refusal_of_a_request_counts_against_a_replica_unless_it_tells_of_tro
 def test_a_code_that_an_upstream_chose_changes_no_reaction(code: str) -> None:
     assert reaction(of_status(400, Refusal(code=code), {})) == NOTHING
     assert reaction(of_status(500, Refusal(code=code), {})) == FAILURE
+
+
+def test_an_answer_that_is_too_large_is_held_against_nobody() -> None:
+    # Whoever asks for so much gets as much from any replica, and five such callers would eject them all.
+    assert reaction(errors.UpstreamBroken("x", code="upstream_response_too_large")) == NOTHING

@@ -76,7 +76,7 @@ class Caller:
             if 0 < seconds < inf:
                 exchange.first_byte_by = min(exchange.first_byte_by, now + seconds - min(0.1 * seconds, _MARGIN))
         elif 0 < seconds < inf:
-            exchange.deadline = now + seconds
+            exchange.deadline = min(exchange.deadline, now + seconds)
         else:
             raise CallerError("Give a number of milliseconds.", code="invalid_timeout", param="x-request-timeout-ms")
 

@@ -9,6 +9,7 @@ from gateway.errors import GatewayError, UpstreamThrottled
 from gateway.fleet.replica import Replica
 from gateway.fleet.upstream import Upstream
 from gateway.outcome import LONGEST_COOLING, Outcome, Verdict, judge, reaction
+from gateway.policy.balance import PeakEwma
 
 _UNSAID_COOLING = 1.0  # seconds, where an upstream is overloaded and does not say until when
 
@@ -39,10 +40,11 @@ class Lease:
         """The first event, or the whole plain reply, is here."""
         self._spoke = True
         replica, upstream = self.replica, self._upstream
+        if not replica.breaker.closed and replica.breaker.answered(self._epoch, now):
+            replica.latency = PeakEwma()  # how slow it was when it was ill says nothing now
+            _log.info("replica_returned", upstream=upstream.name, replica=replica.name)
         if self._learns:
             replica.latency.observe(now - self.began_at, now)
-        if not replica.breaker.closed and replica.breaker.answered(self._epoch, now):
-            _log.info("replica_returned", upstream=upstream.name, replica=replica.name)
         if not upstream.key.closed and upstream.key.answered(self._key_epoch, now):
             _log.info("key_accepted", upstream=upstream.name)
 

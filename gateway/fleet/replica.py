@@ -144,9 +144,9 @@ class Replica:
 
     def cool(self, model: str, until: float, now: float) -> None:
         """Leave it alone for `model`, for a time."""
-        if len(self.cooling) >= _MOST_COOLING:
+        if len(self.cooling) >= _MOST_COOLING and model not in self.cooling:
             self.cooling = {name: then for name, then in self.cooling.items() if then > now}
-        if len(self.cooling) < _MOST_COOLING:
+        if len(self.cooling) < _MOST_COOLING or model in self.cooling:
             self.cooling[model] = max(until, self.cooling.get(model, 0.0))
 
     def __repr__(self) -> str:

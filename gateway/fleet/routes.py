@@ -35,7 +35,7 @@ class Route:
         self.targets = targets
         self.stages = [[target for target in targets if target.weight > 0]]
         self.hedge = hedge
-        self.recent = Recent()  # seconds to the first event, of calls that may be hedged
+        self.recent = {False: Recent(), True: Recent()}  # seconds that plain replies, and first events, have taken
 
     def fall_back(self, route: "Route", model: str) -> None:
         """After all that there is already, try the targets of `route`, as if `model` had been asked for."""

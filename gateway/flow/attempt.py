@@ -27,7 +27,7 @@ LARGEST_REPLY = 32 << 20
 LARGEST_REFUSAL = 64 << 10
 LARGEST_PRELUDE = 256 << 10  # what a stream says before there is anything in it
 
-_ABANDONED = errors.CallerLeft("The attempt was given up.")
+ABANDONED = errors.CallerLeft("The attempt was given up.")
 
 
 class Plain(NamedTuple):
@@ -96,7 +96,7 @@ class Attempt:
         exchange.attempts += 1
         self.show()
         exchange.sent_at = sent_at = self._clock()
-        error: errors.GatewayError | None = _ABANDONED
+        error: errors.GatewayError | None = ABANDONED
         try:
             self.reply = await self._bounded(call)
             error = None
@@ -126,7 +126,7 @@ class Attempt:
 
     async def discard(self) -> None:
         """Give a reply back unread: another attempt was quicker."""
-        await self.settle(_ABANDONED)
+        await self.settle(ABANDONED)
 
     def show(self) -> None:
         """This is the attempt that the call's record tells of."""
@@ -141,7 +141,7 @@ class Attempt:
         if self.response is not None:
             await _stream_of(self.response).aclose()
 
-    def let_go(self, error: errors.GatewayError | None = _ABANDONED) -> None:
+    def let_go(self, error: errors.GatewayError | None = ABANDONED) -> None:
         """Give back the replica, and note what came of the attempt."""
         if self.lease.settle(error, self._clock()):
             outcome = Outcome.SERVED if error is None else judge(error)
@@ -152,6 +152,8 @@ class Attempt:
         # The clock can't tell which: uvloop's timers ring up to half a millisecond early.
         if isinstance(exception, DeadlineExceeded) and self.until.patience <= self._deadline:
             return errors.DeadlinePassed()
+        if isinstance(exception, DeadlineExceeded) and self.phase == "stream" and self._deadline < self.until.total:
+            return errors.UpstreamTimeout("The upstream fell silent.", code="upstream_idle_timeout")
         return of_exception(exception, self.phase)
 
     async def _bounded(self, call: Call) -> "Plain | Stream":
@@ -205,9 +207,8 @@ class Attempt:
 
     def begun(self) -> None:
         """There is an event, if one with nothing in it: it is no longer its beginning that is waited for."""
-        if self.phase != "stream":
-            self.phase = "stream"
-            self.outlive(min(self.until))
+        self.phase = "stream"
+        self.outlive(min(_now() + self.upstream.timeouts.idle, *self.until))  # comments are no progress
 
 
 class Stream:
@@ -263,7 +264,7 @@ class Stream:
 def blamed(exchange: Exchange) -> errors.GatewayError:
     """What a cancelled attempt is put down to: to the upstream only where its silence was the reason."""
     reason = exchange.interruption
-    return reason if isinstance(reason, errors.UpstreamError) else _ABANDONED
+    return reason if isinstance(reason, errors.UpstreamError) else ABANDONED
 
 
 def _now() -> float:
@@ -328,15 +329,18 @@ async def _first_events(stream: Stream) -> list[Event]:
     A role alone promises nothing: an engine may send it, and then find that it has no room for the request.
     """
     events: list[Event] = []
-    size = 0
-    while size <= LARGEST_PRELUDE and (read := await stream.read()) is not None:
+    size, begun = 0, False
+    while (begun or size <= LARGEST_PRELUDE) and (read := await stream.read()) is not None:
         events += read
         size += sum(len(raw) for raw, _ in read)
         for _, data in read:
             if data:
+                begun = True
                 stream.begun()
                 if _says_something(stream, data):
                     return events
+        if begun and size > LARGEST_PRELUDE:
+            return events  # however little it says: it is memory that sets the bound
     raise errors.UpstreamBroken("The upstream's stream holds no event.", code="upstream_stream_incomplete")
 
 
@@ -344,7 +348,9 @@ def _says_something(stream: Stream, data: bytes) -> bool:
     try:
         chunk = chat.read_chunk(data)
     except msgspec.DecodeError:
-        return True  # the relay says what is wrong with it, or it is [DONE]
+        if data.strip() == b"[DONE]":
+            return True
+        raise errors.UpstreamBroken("The upstream sent an invalid event.", code="upstream_invalid_event") from None
     if chunk.failed:
         raise stream.refusal(data)
     begins = bytes(chunk.choices) != b"" and not chat.has_content(chunk.choices)

@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from gateway import errors
 from gateway.call import Call, Clock, Exchange
 from gateway.fleet import Lease, Replica, Route, Timeouts, Upstream
-from gateway.flow.attempt import Attempt, Plain, Stream, Until
+from gateway.flow.attempt import ABANDONED, Attempt, Plain, Stream, Until
 from gateway.flow.hedge import Trying, race
 from gateway.flow.plan import Place, Plan
 from gateway.outcome import Again, end_reason, reaction
@@ -66,6 +66,7 @@ class Tries:
         "_loop",
         "_next",
         "_plan",
+        "_raced",
         "_route",
         "_watched_by",
         "place",
@@ -88,26 +89,35 @@ class Tries:
         self._budget = self.place.upstream.budget
         self._budget.deposit(now)
         self._next: Place | None = None
+        self._raced: tuple[Lease, ...] = ()
         self._failure: errors.GatewayError | None = None
 
-    async def attempt(self, place: Place, *, beside: bool = False) -> Attempt:
-        """One that has succeeded, perhaps `beside` another. Raises GatewayError."""
+    async def attempt(self, place: Place, lease: Lease | None = None, *, beside: bool = False) -> Attempt:
+        """One that has succeeded, perhaps `beside` another. `lease`: taken already. Raises GatewayError."""
         upstream, exchange = place.upstream, self._exchange
         if self._watched_by is not None and not beside:
             self._watched_by(upstream.timeouts)
         until = self._until(upstream)
-        replica = place.replica
-        if replica is None or upstream.is_full(replica):
+        if (lease := lease or self._take(place)) is None:
             replica = await self._turn(place, until)
             if place is self.place:
                 self.place = place._replace(replica=replica)
-        else:
-            replica.inflight += 1
-        learns = self._call.stream or self._call.kind == "embeddings"
-        lease = Lease(upstream, replica, place.model, self._dispatch.clock(), learns=learns)
+            lease = self._lease(place, replica)
         attempt = Attempt(upstream, lease, exchange, until, self._dispatch.clock)
         await attempt.run(self._call)
         return attempt
+
+    def _take(self, place: Place) -> Lease | None:
+        """A place on the chosen replica, if there is one free."""
+        replica = place.replica
+        if replica is None or place.upstream.is_full(replica):
+            return None
+        replica.inflight += 1
+        return self._lease(place, replica)
+
+    def _lease(self, place: Place, replica: Replica) -> Lease:
+        learns = self._call.stream or self._call.kind == "embeddings"
+        return Lease(place.upstream, replica, place.model, self._dispatch.clock(), learns=learns)
 
     async def _turn(self, place: Place, until: Until) -> Replica:
         """A replica on which there is a place now, counted. Raises Overloaded."""
@@ -146,6 +156,7 @@ class Tries:
         try:
             return await retrying(self._resume)
         except (errors.Overloaded, errors.PoolExhausted):
+            self._exchange.gave_up = self._exchange.gave_up or "nowhere"
             raise self._failure from None
 
     async def _resume(self) -> Plain | Stream:
@@ -171,15 +182,20 @@ class Tries:
         cool_at = now if place.replica is None else place.replica.cooling.get(place.model, now)
         if unsaid or cool_at <= now:
             return FullJitter(settings, chance)(state)
-        if (wait := keep_to(cool_at - now, settings, chance)) == inf and (out := self._plan.anyhow(now)) is not None:
+        wait = keep_to(cool_at - now, settings, chance)
+        if self._is_late(place, wait) and (out := self._plan.anyhow(now)) is not None:
             self._next, wait = out, 0.0
         return wait
 
+    def _is_late(self, place: Place, wait: float) -> bool:
+        return self._loop.time() + wait >= min(self._until(place.upstream))
+
     def _stop(self, state: RetryCallState) -> bool:
         """Whether that was the last attempt. What it grants is paid for."""
-        failure, exchange = self._failure, self._exchange
+        exchange = self._exchange
+        failure = state.outcome.exception() if state.outcome is not None else None
         why = exchange.gave_up = self._why_stop(state.upcoming_sleep)
-        if why or self._next is None or failure is None:
+        if why or self._next is None or not isinstance(failure, errors.GatewayError):
             return True
         exchange.retries += ((self.place.upstream.name, end_reason(failure)),)
         self.place = self._next
@@ -192,7 +208,7 @@ class Tries:
             return "nowhere"
         if wait == inf:
             return "retry_after"
-        if self._loop.time() + wait >= min(self._until(self._next.upstream)):
+        if self._is_late(self._next, wait):
             return "deadline"
         return "" if self._budget.withdraw(self._dispatch.clock()) else "budget"
 
@@ -207,16 +223,22 @@ class Tries:
         """The reply of the attempt that is first to have one: a second one starts where the first takes too long."""
         route, exchange, clock = self._route, self._exchange, self._dispatch.clock
         assert route.hedge is not None
-        after = route.hedge.after if route.hedge.after is not None else route.recent.quantile(HEDGED_QUANTILE)
+        recent = route.recent[self._call.stream]
+        after = route.hedge.after if route.hedge.after is not None else recent.quantile(HEDGED_QUANTILE)
         spent, began_at = exchange.upstream_seconds, clock()
+        first = self._take_for_race(self.place)
+        attempt: Attempt | None = None
         try:
-            attempt = await race(partial(self.attempt, self.place), self._beside, after)
+            attempt = await race(partial(self.attempt, self.place, first), self._beside, after)
         finally:
             exchange.upstream_seconds = spent + clock() - began_at
+            for lease in self._raced:  # one whose attempt was cancelled before it began is still open
+                if attempt is None or lease is not attempt.lease:
+                    lease.settle(ABANDONED, clock())
         attempt.show()
         if self._watched_by is not None:
             self._watched_by(attempt.upstream.timeouts)
-        route.recent.add(clock() - attempt.lease.began_at)
+        recent.add(clock() - began_at)
         if exchange.hedge:
             exchange.hedge = "first" if attempt.lease.replica is self.place.replica else "second"
         return attempt.answer
@@ -229,7 +251,13 @@ class Tries:
             return None
         self._exchange.hedge = "neither"
         self._plan.failed(place, Again.ANYWHERE)
-        return partial(self.attempt, place, beside=True)
+        return partial(self.attempt, place, self._take_for_race(place), beside=True)
+
+    def _take_for_race(self, place: Place) -> Lease | None:
+        """At once: between the choice and the first step of its task others would choose the same."""
+        lease = self._take(place)
+        self._raced += () if lease is None else (lease,)
+        return lease
 
 
 def _may_be_mended(failure: BaseException) -> bool:

@@ -80,7 +80,7 @@ class Plan:
 
     def will_do(self, place: Place, replica: Replica, now: float) -> bool:
         """Whether what has waited for any replica at `place` is helped by a place on this one."""
-        if replica in self._spent(place.model) and not place.again:
+        if replica in (self._useless if place.again else self._spent(place.model)):
             return False
         replicas = place.upstream.replicas
         return replica.fit(place.model, now) or not any(one.fit(place.model, now) for one in replicas)

@@ -149,7 +149,7 @@ class Metrics:
     def _count_tried(self, exchange: Exchange, stream: str) -> None:
         for ended in exchange.tries:
             self._attempts[ended].inc()
-        if len(exchange.tries) > 1 or exchange.gave_up:
+        if exchange.retries or exchange.gave_up or exchange.hedge:
             self._count_retries(exchange)
         if (overhead := exchange.overhead) is not None:
             self._overhead[stream,].observe(overhead)

@@ -32,7 +32,7 @@ anyio_backend = virtual_time
 
 HEAD = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
 ONE_AT_ONCE = {"limit": 1, "queue": 9, "wait": 60}
-BACKOFF = {"base": 8, "cap": 8}
+BACKOFF: dict[str, Any] = {"chance": 0.9, "retry": {"base": 8}}
 HEDGED = {"m": {"targets": [{"upstream": "up"}], "hedge": {"after": 2}}}
 
 
@@ -110,9 +110,7 @@ EITHER: dict[str, Place] = {
     "second attempt": Place(
         lambda stream: [answering(FAILING, served(stream)), hanging(stream=stream)], asked_twice, attempts=2
     ),
-    "backoff": Place(
-        lambda stream: [answering(FAILING, served(stream))], backing_off, "backoff", sections={"retry": BACKOFF}
-    ),
+    "backoff": Place(lambda stream: [answering(FAILING, served(stream))], backing_off, "backoff", sections=BACKOFF),
     "before a hedge": Place(
         lambda stream: [hanging(stream=stream), answering(served(stream))], sections={"models": HEDGED}
     ),
@@ -163,7 +161,7 @@ async def assert_hung_up(stage: Cast) -> None:
 @pytest.mark.parametrize(("stream", "place"), ALL)
 @pytest.mark.parametrize("leave", [Caller.close, Caller.reset], ids=["close", "reset"])
 async def test_a_caller_may_leave_anywhere(stream: bool, place: Place, leave: Callable[[Caller], None]) -> None:
-    async with staged_many({"up": place.scripts(stream)}, chance=0.9, **place.sections) as stage:
+    async with staged_many({"up": place.scripts(stream)}, **place.sections) as stage:
         async with await stage.caller() as caller:
             await caller.send(request(chat(stream=stream)))
             await place.reached(stage, caller)
@@ -183,7 +181,7 @@ async def test_a_caller_may_leave_anywhere(stream: bool, place: Place, leave: Ca
 
 @pytest.mark.parametrize(("stream", "place"), ALL)
 async def test_a_drain_may_end_anywhere(stream: bool, place: Place) -> None:
-    async with staged_many({"up": place.scripts(stream)}, chance=0.9, **place.sections) as stage:
+    async with staged_many({"up": place.scripts(stream)}, **place.sections) as stage:
         async with await stage.caller() as caller:
             await caller.send(request(chat(stream=stream)))
             await place.reached(stage, caller)
@@ -224,6 +222,7 @@ async def test_a_caller_may_leave_while_the_end_of_the_body_is_waited_for_after_
         async with await stage.caller() as caller:
             await caller.send(request(chat(stream=True)))
             await caller.read_until(DONE)
+        await asyncio.sleep(1)
         line = await stage.records.request()
 
         assert (line["outcome"], line["status"]) == ("served", 200)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from gateway.admission import ConcurrencySettings
+from gateway.admission import ConcurrencySettings, Queue
 from gateway.call import Call, Exchange
 from gateway.dialects import DIALECTS
 from gateway.errors import UpstreamError
@@ -467,6 +467,51 @@ def test_where_it_has_failed_and_is_full_by_now_comes_after_what_is_free() -> No
     assert name(walk.on()) == "(b0)"
 
 
+def will_do(walk: Walk) -> list[str]:
+    """The replicas on which a place helps the call that waits for one."""
+    place = walk.place
+    return [one.name for one in place.upstream.replicas if walk.plan.will_do(place, one, walk.now)]
+
+
+def test_a_place_on_what_is_out_is_not_what_is_waited_for_unless_all_are_out() -> None:
+    walk = Walk([upstream("a", *(f"{matter}+full" for matter in ["well", *OUT, "awaiting"]))])
+    assert name(walk.place) == "a queue"
+    assert will_do(walk) == ["a0"]
+    walk = Walk([upstream("a", "ejected+full", "cooling+full")])
+    assert will_do(walk) == ["a0", "a1"]
+
+
+@pytest.mark.parametrize("again", [Again.ANYWHERE, Again.ELSEWHERE])
+def test_a_place_where_it_has_failed_is_not_what_is_waited_for_while_there_are_others(again: Again) -> None:
+    a = upstream("a", "well", "full", "full")
+    walk = Walk([a])
+    befall(a.replicas[0], "full")
+    assert name(walk.on(again)) == "a queue"
+    assert will_do(walk) == ["a1", "a2"]
+
+
+def test_who_waits_where_it_has_failed_may_be_given_another_place_but_none_that_is_of_no_use() -> None:
+    a = upstream("a", "well", "well", "ejected")
+    walk = Walk([a])
+    useless = walk.place.replica
+    walk.on(Again.ELSEWHERE)
+    for one in a.replicas:
+        befall(one, "full")
+    assert name(walk.on(Again.ANYWHERE)).startswith("(a")
+    befall(a.replicas[2], "well")
+    assert useless is not None
+    assert sorted(will_do(walk)) == sorted({"a0", "a1", "a2"} - {useless.name})
+
+
+def test_of_queues_one_with_room_in_it_is_stood_in() -> None:
+    a, b = upstream("a", "full"), upstream("b", "full")
+    assert firsts([a], [b]) == {"a queue"}
+    a.queue = Queue(ConcurrencySettings(queue=0), a.release)
+    assert firsts([a], [b]) == {"b queue"}
+    b.queue = a.queue
+    assert firsts([a], [b]) == {"a queue"}
+
+
 # Beside a slow one.
 
 
@@ -652,18 +697,21 @@ class Trial:
 
     def _last_resorts(self) -> list[list[tuple[Target, Replica]]]:
         """Where it might go if nothing is good; the first of these lists with anything in it is where it must go."""
-        fit: list[tuple[Target, Replica]] = []
-        same: list[tuple[Target, Replica]] = []
+        fit: list[tuple[Target, Replica]] = []  # and full, or it would be good
+        same: list[tuple[Target, Replica]] = []  # or another one of that upstream, whichever is better
         out: list[tuple[Target, Replica]] = []
         same_but_full: list[tuple[Target, Replica]] = []
         for target, one in self.places():
-            again, accepted, full = self.has_tried(target, one), target.upstream.key.closed, one.inflight >= LIMIT
-            if accepted and not again and self.is_fit(target, one):
-                fit.append((target, one))  # and full, or it would be good
-            if accepted and again:
-                (same_but_full if full else same).append((target, one))
-            if not again and not full:
+            been, full = self.has_tried(target, one), one.inflight >= LIMIT
+            visited = self.visits[target] > 0 and target.upstream.key.closed
+            if target.upstream.key.closed and not been and self.is_fit(target, one):
+                fit.append((target, one))
+            if visited and not full:
+                same.append((target, one))
+            if not been and not full:
                 out.append((target, one))
+            if visited and full and been:
+                same_but_full.append((target, one))
         return [fit, same, out, same_but_full]
 
     def _check_last_resort(self, found: Place | None) -> None:
@@ -681,10 +729,11 @@ class Trial:
             ranks = [self._rank(*place) for place in best]
             assert self._rank(found.target, found.replica) == min(ranks), "there is something better"
 
-    def _rank(self, target: Target, one: Replica) -> tuple[bool, bool, float]:
-        """What is without a key comes last, then what is out, then what has to cool, the longest last."""
+    def _rank(self, target: Target, one: Replica) -> tuple[bool, bool, float, bool]:
+        """What is without a key comes last, then what is out, then what has to cool, then what was tried."""
         out = not one.breaker.closed or not one.healthy
-        return not target.upstream.key.closed, out, max(one.cooling.get(self.name(target), 0.0), self.now)
+        cools = 0.0 if out else max(one.cooling.get(self.name(target), 0.0), self.now)
+        return not target.upstream.key.closed, out, cools, self.has_tried(target, one)
 
 
 REPLICAS = st.lists(

@@ -45,6 +45,16 @@ def failure(message: str = "It failed.") -> errors.UpstreamError:
     return errors.UpstreamError(message)
 
 
+class Body(httpx.AsyncByteStream):
+    """What a reply is read from: closed, it has given its connection back."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
 class Scene:
     """One replica, the attempts that are made there, and what came of them."""
 
@@ -52,6 +62,7 @@ class Scene:
         self.loop = loop
         self.begun: list[str] = []
         self.attempts: dict[str, Attempt] = {}
+        self.bodies: list[Body] = []
         endpoint = Endpoint("http://up:8000/v1", DIALECTS["openai"], [])
         breaker = Breaker(BreakerSettings(), lambda: 0.5)
         self.replica = Replica(endpoint, breaker, loop.time, 30.0)
@@ -67,6 +78,8 @@ class Scene:
             exchange = Exchange("r-1", "chat", self.loop.now)
             made = Attempt(self.upstream, lease, exchange, Until(0, 0), self.loop.time)
             self.attempts[name] = made
+            self.bodies.append(Body())
+            made.response = httpx.Response(200, stream=self.bodies[-1])
             try:
                 await rounds(way.rounds)
                 if way.ends is not None:
@@ -98,13 +111,18 @@ class Scene:
     @property
     def served(self) -> str:
         """The attempt that holds a place, and the only one."""
-        assert self.replica.inflight == 1
+        assert self.replica.inflight == self.open == 1
         (name,) = (name for name, attempt in self.attempts.items() if not attempt.exchange.tries)
         return name
 
     @property
+    def open(self) -> int:
+        """Connections that are held."""
+        return sum(not body.closed for body in self.bodies)
+
+    @property
     def nothing_left(self) -> bool:
-        return self.replica.inflight == 0 and asyncio.all_tasks(self.loop) == set()
+        return self.replica.inflight == self.open == 0 and asyncio.all_tasks(self.loop) == set()
 
 
 async def rounds(number: int) -> None:
@@ -239,6 +257,20 @@ def test_when_both_fail_the_last_failure_is_told(first: int, second: int, told: 
         assert scene.nothing_left
 
 
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_what_is_the_callers_fault_is_told_at_once_and_the_other_is_cancelled(which: str) -> None:
+    rejected = errors.UpstreamRejected("Too long.", status=400, code=None, param=None)
+    with stepped() as loop:
+        scene = Scene(loop)
+        task = (
+            scene.race(Way(25, rejected), Way(NEVER)) if which == "first" else scene.race(Way(NEVER), Way(5, rejected))
+        )
+        scene.wait()
+        assert task.exception() is rejected
+        assert scene.begun == ["first", "second"]
+        assert scene.nothing_left
+
+
 @contextlib.contextmanager
 def in_one_moment(
     first: BaseException | None, second: BaseException | None
@@ -269,6 +301,19 @@ def in_one_moment(
 def test_of_two_that_speak_in_the_same_moment_one_is_served_and_the_other_given_back() -> None:
     with in_one_moment(None, None) as (scene, task):
         assert task.result() is scene.attempts[scene.served]
+
+
+def test_when_a_race_is_over_the_record_has_the_one_that_was_given_back() -> None:
+    with stepped() as loop:
+        scene = Scene(loop)
+        task = scene.race(Way(2), Way(2))
+        loop.step(2)
+        loop.now += AFTER
+        while not task.done():
+            loop.step()
+        assert scene.begun == ["first", "second"]
+        assert sorted(len(attempt.exchange.tries) for attempt in scene.attempts.values()) == [0, 1]
+        assert scene.replica.inflight == 1
 
 
 @pytest.mark.parametrize("which", ["first", "second"])

@@ -6,16 +6,19 @@ Where `virtual_time` asks what comes of a flow, this asks what comes of it if it
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 START = 10_000.0
 
 
 class SteppedLoop(asyncio.SelectorEventLoop):
-    """asyncio's own loop. `now`: its clock, in seconds, which only the test moves."""
+    """asyncio's own loop. `now`: its clock, in seconds, which only the test moves. `faults`: what nobody else was told of."""
 
     def __init__(self) -> None:
         self.now = START
+        self.faults: list[dict[str, Any]] = []
         super().__init__()
+        self.set_exception_handler(lambda _, fault: self.faults.append(fault))
 
     def time(self) -> float:
         """As the test has set it."""
@@ -34,10 +37,12 @@ class SteppedLoop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def stepped() -> Iterator[SteppedLoop]:
-    """A loop that is closed in the end, with whatever a test that fails has left in it."""
+    """A loop that is closed in the end, with whatever is left in it."""
     loop = SteppedLoop()
     try:
         yield loop
+        loop.settle()
+        assert loop.faults == []
     finally:
         for task in asyncio.all_tasks(loop):
             task.cancel()

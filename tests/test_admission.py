@@ -192,10 +192,14 @@ def test_who_was_given_a_place_is_not_refused_later(scene: Scene) -> None:
 # In the same moment.
 
 
-def test_a_place_given_in_the_moment_in_which_the_time_is_up_is_kept(scene: Scene) -> None:
+@pytest.mark.parametrize("in_the_loop", [False, True])
+def test_a_place_given_in_the_moment_in_which_the_time_is_up_is_kept(scene: Scene, in_the_loop: bool) -> None:
     task = scene.wait()
     scene.loop.now += WAIT
-    assert scene.queue.hand("a")
+    if in_the_loop:
+        scene.loop.call_soon(scene.queue.hand, "a")  # before the timer, and before the one who waits comes to it
+    else:
+        scene.queue.hand("a")
     scene.loop.settle()
     assert task.result() == "a"
     assert scene.returned == []

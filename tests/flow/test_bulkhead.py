@@ -147,6 +147,20 @@ async def test_who_has_waited_for_too_long_is_told_so(stream: bool) -> None:
         assert gauge(stage, "queued") == 0
 
 
+async def test_a_stream_that_was_pinged_while_it_waited_is_told_in_band() -> None:
+    sections: dict[str, Any] = {"upstreams": limited("up", wait=2.5), "timeouts": {"ping": 1}}
+    async with staged_many({"up": [held(asyncio.Event())]}, **sections) as stage, await stage.caller() as first:
+        await first.send(request(chat()))
+        await stage.seen_by(1)
+        response = await stage.ask(chat(stream=True))
+
+        assert response.status == 200
+        assert response.body.startswith(b": ping\n\n" * 2 + b'data: {"error":')
+        assert b'"code":"overloaded"' in response.body
+        assert (await stage.records.request())["outcome"] == "overloaded"
+        assert stage.sample("gateway_sheds_total", upstream="up") == 1
+
+
 @STREAMING
 async def test_without_a_queue_nobody_waits(stream: bool) -> None:
     async with (

@@ -230,6 +230,24 @@ async def test_a_caller_may_leave_while_the_end_of_the_body_is_waited_for_after_
         await assert_nothing_stays(stage)
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_a_drain_may_end_in_the_queue(stream: bool) -> None:
+    upstreams = {"up": {"concurrency": ONE_AT_ONCE}}
+    async with staged_many({"up": [hanging(stream=stream)]}, upstreams=upstreams) as stage:
+        async with await stage.caller() as first, await stage.caller() as second:
+            for caller in (first, second):
+                await caller.send(request(chat(stream=stream)))
+            await stage.seen_by(1)
+            await until(lambda: stage.sample("gateway_upstream_queued") == 1)
+            for exchange in list(stage.gateway.api.open):
+                exchange.interrupt(ShuttingDown("bye"))
+            for caller in (first, second):
+                assert (await caller.response()).error["code"] == "server_shutting_down"
+
+        await assert_nothing_stays(stage)
+        assert stage.seen == {"up": [1]}
+
+
 # At whatever step of the loop.
 
 
@@ -263,7 +281,7 @@ async def leave_after(stage: Cast, steps: int, stream: bool) -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 async def test_a_caller_may_leave_at_any_step_and_nothing_is_lost(stream: bool) -> None:
     async with limited(lambda: troubled(stream)) as stage:
-        for steps in range(60):
+        for steps in range(45):
             await leave_after(stage, steps, stream)
             await assert_nothing_stays(stage)
 
@@ -271,7 +289,7 @@ async def test_a_caller_may_leave_at_any_step_and_nothing_is_lost(stream: bool) 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 async def test_whoever_waits_behind_one_that_leaves_at_any_step_gets_the_place(stream: bool) -> None:
     async with limited(lambda: answering(served(stream))) as stage:
-        for steps in range(40):
+        for steps in range(24):
             leaving = [spawn(leave_after(stage, steps + number, stream), name="leaving") for number in range(4)]
             await rounds(steps // 4)
             staying = [spawn(stage.ask(chat(stream=stream)), name="staying") for _ in range(4)]
@@ -285,7 +303,7 @@ async def test_whoever_waits_behind_one_that_leaves_at_any_step_gets_the_place(s
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 async def test_a_probe_may_be_cut_off_at_any_step_and_the_next_call_is_the_probe(stream: bool) -> None:
     sections: dict[str, Any] = {"breaker": {"failures": 1, "ejection": 1}, "retry": {"attempts": 1}}
-    for steps in range(30):
+    for steps in range(20):
         script = answering(refused("500 Oops"), served(stream))
         async with staged_many({"up": [script]}, **sections) as stage:
             await stage.ask(chat())

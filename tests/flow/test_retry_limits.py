@@ -215,6 +215,17 @@ async def test_a_retry_after_is_kept_even_if_it_was_another_replica_that_failed_
         assert times[1] - times[0] == 2
 
 
+async def test_a_replica_that_is_out_is_tried_before_a_caller_is_told_to_come_back() -> None:
+    scripts = {"up": [answering(throttled("retry-after: 7")), answering(FAILING, served())]}
+    async with staged_many(scripts, chance=0.9, breaker={"failures": 1}, retry={"attempts": 2}) as stage:
+        assert (await stage.ask(chat())).status == 429
+        assert (stage.state(replica=0), stage.state(replica=1)) == ("cooling", "ejected")
+
+        response = await stage.ask(chat())
+        assert (response.status, response.headers["x-gateway-attempts"]) == (200, "2")
+        assert stage.seen == {"up": [2, 2]}
+
+
 # A replica that is left alone for a while.
 
 

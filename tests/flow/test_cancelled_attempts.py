@@ -26,7 +26,7 @@ from tests.support.stage import (
     served,
     staged_many,
 )
-from tests.support.upstream import Action, Script, blackhole, send, wait_closed
+from tests.support.upstream import Peer, Script, blackhole, send, wait_closed
 
 anyio_backend = virtual_time
 
@@ -36,15 +36,12 @@ BACKOFF: dict[str, Any] = {"chance": 0.9, "retry": {"base": 8}}
 HEDGED = {"m": {"targets": [{"upstream": "up"}], "hedge": {"after": 2}}}
 
 
-def silent(*sent: bytes) -> list[Action]:
-    """What is sent, and then nothing until the gateway has closed the connection; after that, all is well."""
-    return [send(*sent), wait_closed()]
-
-
 def hanging(*sent: bytes, stream: bool = False) -> Script:
-    async def act(peer: Any) -> None:
-        for action in silent(*sent):
-            await action(peer)
+    """So much of an answer, and then nothing until the gateway has hung up; after that, all is well."""
+
+    async def act(peer: Peer) -> None:
+        await send(*sent)(peer)
+        await wait_closed()(peer)
 
     return answering(act, served(stream))
 
@@ -270,26 +267,29 @@ def troubled(stream: bool) -> Script:
     return answering(*slow * 1000)
 
 
-async def leave_after(stage: Cast, steps: int, stream: bool) -> None:
-    """Ask, and leave so many steps later; every third of them lets the clock go on."""
+async def leave_after(stage: Cast, steps: int, stream: bool, *, drain: bool = False) -> None:
+    """Ask, and leave (or be sent away) so many steps later; every third of them lets the clock go on."""
     async with await stage.caller() as caller:
         await caller.send(request(chat(stream=stream)))
         for step in range(steps):
             await asyncio.sleep(0.05 if step % 3 == 2 else 0)
+        for exchange in [exchange for exchange in stage.gateway.api.open if drain]:
+            exchange.interrupt(ShuttingDown("bye"))
 
 
+@pytest.mark.parametrize("drain", [False, True], ids=["leave", "drain"])
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
-async def test_a_caller_may_leave_at_any_step_and_nothing_is_lost(stream: bool) -> None:
+async def test_a_caller_may_leave_at_any_step_and_nothing_is_lost(stream: bool, drain: bool) -> None:
     async with limited(lambda: troubled(stream)) as stage:
-        for steps in range(45):
-            await leave_after(stage, steps, stream)
+        for steps in range(30):
+            await leave_after(stage, steps, stream, drain=drain)
             await assert_nothing_stays(stage)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 async def test_whoever_waits_behind_one_that_leaves_at_any_step_gets_the_place(stream: bool) -> None:
     async with limited(lambda: answering(served(stream))) as stage:
-        for steps in range(24):
+        for steps in range(16):
             leaving = [spawn(leave_after(stage, steps + number, stream), name="leaving") for number in range(4)]
             await rounds(steps // 4)
             staying = [spawn(stage.ask(chat(stream=stream)), name="staying") for _ in range(4)]
@@ -297,6 +297,60 @@ async def test_whoever_waits_behind_one_that_leaves_at_any_step_gets_the_place(s
             await asyncio.gather(*leaving)
 
             assert {response.status for response in responses} == {200}
+            await assert_nothing_stays(stage)
+
+
+@pytest.mark.parametrize("way", ["leave", "drain"])
+async def test_a_turn_that_comes_in_the_moment_of_leaving_goes_to_the_next(way: str) -> None:
+    for steps in range(12):
+        go_on = asyncio.Event()
+
+        async def answer(peer: Peer, go_on: asyncio.Event = go_on) -> None:
+            await go_on.wait()
+            await served()(peer)
+
+        upstreams = {"up": {"concurrency": ONE_AT_ONCE}}
+        async with staged_many({"up": [answering(answer, served())]}, upstreams=upstreams) as stage:
+            first = spawn(stage.ask(chat()), name="first")
+            await stage.seen_by(1)
+            async with await stage.caller() as second:
+                await second.send(request(chat(), x_request_id="second"))
+                await until(lambda stage=stage: stage.sample("gateway_upstream_queued") == 1)  # type: ignore[misc]
+                third = spawn(stage.ask(chat()), name="third")
+                await until(lambda stage=stage: stage.sample("gateway_upstream_queued") == 2)  # type: ignore[misc]
+                go_on.set()
+                await rounds(steps)
+                if way == "leave":
+                    second.close()
+                for exchange in [
+                    one for one in stage.gateway.api.open if one.request_id == "second" and way == "drain"
+                ]:
+                    exchange.interrupt(ShuttingDown("bye"))
+                assert {(await first).status, (await third).status} == {200}
+            await assert_nothing_stays(stage)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_of_two_that_speak_in_the_same_moment_one_is_served_and_the_other_is_given_up(stream: bool) -> None:
+    for lead in range(-8, 9):
+        go_on = asyncio.Event()
+
+        def late(steps: int, go_on: asyncio.Event = go_on) -> Script:
+            async def act(peer: Peer) -> None:
+                await go_on.wait()
+                await rounds(steps)
+                await served(stream)(peer)
+
+            return answering(act)
+
+        async with staged_many({"up": [late(max(0, lead)), late(max(0, -lead))]}, models=HEDGED) as stage:
+            asking = spawn(stage.ask(chat(stream=stream)), name="asking")
+            await asyncio.sleep(2.5)
+            go_on.set()
+            response = await asking
+
+            assert (response.status, response.headers["x-gateway-attempts"]) == (200, "2")
+            assert response.body.count(b"hello") == 1
             await assert_nothing_stays(stage)
 
 

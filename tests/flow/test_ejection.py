@@ -162,6 +162,19 @@ async def test_a_replica_comes_back_even_where_nothing_may_be_retried() -> None:
         assert stage.state() == "available"
 
 
+async def test_a_probe_waits_until_its_failure_could_be_paid_for() -> None:
+    sections: dict[str, Any] = {"retry": {"budget": 0, "reserve": 5}, "breaker": {"ejection": 5}}
+    async with staged_many({"up": [recovering(), answering(served())]}, **sections) as stage:
+        await stage.times(5)
+        await asyncio.sleep(6)
+        await stage.times(2)
+        assert (stage.state(), stage.seen) == ("probing", {"up": [5, 7]})
+
+        await asyncio.sleep(6)  # the reserve is whole again
+        await stage.times(1)
+        assert (stage.state(), stage.seen) == ("available", {"up": [6, 7]})
+
+
 @pytest.mark.parametrize(
     ("said", "state"),
     [

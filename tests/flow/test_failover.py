@@ -90,6 +90,8 @@ STREAMED: dict[str, tuple[Script | None, str, str]] = {
     "error after the role": (begun(ROLE, event(ERROR)), "failed", "upstream_error"),
     "error with the role": (begun(ROLE + event(ERROR)), "failed", "upstream_error"),
     "error after no choices": (begun(NOTHING_YET, ROLE, event(ERROR)), "failed", "upstream_error"),
+    "nonsense first": (begun(event("{nonsense")), "failed", "upstream_invalid_event"),
+    "nonsense after the role": (begun(ROLE, event("{nonsense")), "failed", "upstream_invalid_event"),
     "nothing": (begun(), "failed", "upstream_stream_incomplete"),
     "comments": (begun(b": hi\n\n"), "failed", "upstream_stream_incomplete"),
     "role": (begun(ROLE), "failed", "upstream_stream_incomplete"),
@@ -158,6 +160,21 @@ async def test_a_replica_that_says_nothing_is_left_for_another_in_its_time(strea
         assert now() - began_at == pytest.approx(3)
         assert stage.attempts(outcome="timed_out") == 1
         assert (await stage.records.request())["retries"] == ["upstream_first_byte_timeout"]
+
+
+async def test_a_stream_that_says_its_role_and_then_only_comments_is_left_for_another() -> None:
+    async def comment(peer: Peer) -> None:
+        await asyncio.sleep(1)
+        await send(frame(b": still here\n\n"))(peer)
+
+    chatting = begun(ROLE, end=forever(comment))
+    async with staged_many({"up": [chatting, answering(served(stream=True))]}, timeouts={"idle": 4.5}) as stage:
+        began_at = now()
+        response = await stage.ask(chat(stream=True))
+
+        assert response.body == WHOLE
+        assert now() - began_at == pytest.approx(4.5)
+        assert (await stage.records.request())["retries"] == ["upstream_idle_timeout"]
 
 
 async def test_a_stream_that_has_been_pinged_still_goes_elsewhere_and_is_counted_as_a_stream() -> None:
@@ -386,6 +403,17 @@ async def test_a_key_that_is_taken_again_comes_back_with_one_probe() -> None:
         assert stage.seen == {"a": [4], "b": [5]}
         assert stage.sample("gateway_upstream_key_refused", upstream="a") == 0
         assert [line["event"] for line in stage.events] == ["key_refused", "key_refused", "key_accepted"]
+
+
+async def test_a_call_that_says_nothing_of_the_key_leaves_the_probe_to_the_next() -> None:
+    scripts = {"a": [answering(refused("401 No"), refused("500 Oops"), served())], "b": [answering(served())]}
+    async with staged_many(scripts) as stage:
+        await stage.times(1)
+        await asyncio.sleep(40)
+        upstreams = [response.headers["x-gateway-upstream"] for response in await stage.times(3)]
+
+        assert upstreams == ["b", "a", "a"]
+        assert stage.sample("gateway_upstream_key_refused", upstream="a") == 0
 
 
 async def test_a_dry_account_is_another_upstreams_call_and_else_a_503_that_is_not_the_callers_quota() -> None:

@@ -180,6 +180,14 @@ async def test_p95_is_as_long_as_most_of_the_latest_calls_took_once_there_were_e
         assert stage.seen == {"up": [21, 1]}
 
 
+async def test_how_long_plain_replies_took_says_nothing_of_a_streams_first_event() -> None:
+    scripts = {"up": [answering(*[served()] * 20, after(9, served(stream=True))), SILENT]}
+    async with staged_many(scripts, models=hedged(after="p95")) as stage:
+        await stage.times(20)
+
+        assert (await stage.ask(chat(stream=True))).headers["x-gateway-attempts"] == "1"
+
+
 # When they fail.
 
 

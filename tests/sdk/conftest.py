@@ -29,13 +29,14 @@ def standing(stage: Stage) -> Standing:
     return stage.standing
 
 
-@pytest.fixture(scope="session", params=["sync", "async"])
+# Not longer than the package: an open fixture holds on to its event loop, and others bring one of their own.
+@pytest.fixture(scope="package", params=["sync", "async"])
 async def sdk(request: pytest.FixtureRequest, stage: Stage) -> AsyncIterator[Sdk]:
     async with Sdk(stage.gateway.url + "/v1", asynchronous=request.param == "async") as sdk:
         yield sdk
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def direct(stage: Stage, sdk: Sdk) -> AsyncIterator[Sdk]:
     """The same SDK, talking to the real model without the gateway."""
     async with sdk.sibling(f"{stage.llama.url}/v1", api_key=LLAMAS_KEY) as direct:

@@ -372,7 +372,7 @@ async def test_a_limit_is_kept_in_a_storm_in_which_callers_come_and_fail_and_lea
         nonlocal busiest
         busiest = max(busiest, *(replica.inflight for replica in stage.gateway.fleet.upstreams["up"].replicas))
         await asyncio.sleep(0.25)
-        await (refused("500 Oops") if len(peer.upstream.requests) % 3 == 0 else served(stream=number % 2 == 1))(peer)
+        await (refused("500 Oops") if len(peer.upstream.requests) % 3 == 0 else served())(peer)
 
     async def call(number: int) -> int:
         await asyncio.sleep(number * 0.05)

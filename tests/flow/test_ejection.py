@@ -287,7 +287,7 @@ async def test_callers_who_leave_eject_nobody(stream: bool) -> None:
             async with await stage.caller() as caller:
                 await caller.send(request(chat(stream=stream)))
                 await stage.seen_by(number + 1)
-            await stage.settled()
+            await stage.records.request(number)
 
         assert stage.state() == "available"
         assert stage.attempts(outcome="abandoned") == 3

@@ -92,7 +92,8 @@ class Attempt:
     async def run(self, call: Call) -> None:
         """Try. Raises GatewayError; whatever happens but a stream's beginning, everything is given back."""
         exchange, lease = self.exchange, self.lease
-        exchange.enter("upstream")
+        if exchange.phase != "streaming":
+            exchange.phase = "upstream"
         exchange.attempts += 1
         self.show()
         exchange.sent_at = sent_at = self._clock()
@@ -115,7 +116,9 @@ class Attempt:
             if error is None:
                 lease.answered(now)
             if not isinstance(self.reply, Stream):
-                await self.settle(error)
+                self.let_go(error)
+                if self.response is not None:
+                    await _stream_of(self.response).aclose()
 
     @property
     def answer(self) -> "Plain | Stream":

@@ -98,7 +98,8 @@ class Tries:
         if self._watched_by is not None and not beside:
             self._watched_by(upstream.timeouts)
         until = self._until(upstream)
-        if (lease := lease or self._take(place)) is None:
+        lease = lease or self._take(place)
+        if lease is None:
             replica = await self._turn(place, until)
             if place is self.place:
                 self.place = place._replace(replica=replica)

@@ -47,7 +47,12 @@ class Plan:
 
     def first(self, now: float) -> Place:
         """Where the call begins."""
-        target = by_weight(self._route.stages[0], self._rng)
+        stage = self._route.stages[0]
+        if len(stage) == 1 and (upstream := stage[0].upstream).key.closed:  # as most are, and most of the time
+            model = stage[0].model or self._model
+            if (replica := upstream.choose(model, now, self._chance)) is not None:
+                return Place(stage[0], model, replica)
+        target = by_weight(stage, self._rng)
         place = self._fit(target, now) or self._untried(now) or self._queued(now) or self.anyhow(now)
         return place or Place(target, target.model or self._model, None)  # all are out, and full: the queue says so
 

@@ -1,7 +1,7 @@
 """The scripted upstream: answers every contender alike, and as cheaply as Python can.
 
 The model's name chooses the script: `bench-plain` (a JSON answer of about 1 KB), `bench-stream` (events of about 170
-bytes, one every interval) and `bench-silent` (a stream that says who speaks, and then nothing until the caller goes).
+bytes, one every interval) and `bench-silent` (a stream that says a word, and then nothing until the caller goes).
 Run by the bench as `python -m bench.upstream CHUNKS INTERVAL`; prints its port, and ends when its standard input does.
 """
 
@@ -55,6 +55,7 @@ STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
 ) + _frame(_event(b'{"role":"assistant","content":""}'))
+SILENT_HEAD = STREAM_HEAD + _frame(_event(b'{"content":"So"}'))
 USAGE_EVENT = (
     b'data: {"id":"chatcmpl-bench","object":"chat.completion.chunk","created":1760000000,"model":"bench-stream",'
     b'"choices":[],' + _USAGE + b"}\n\n"
@@ -121,7 +122,7 @@ class Connection(asyncio.Protocol):
             self._began = self._loop.time()
             self._wait()
         elif script == b"silent":
-            self._transport.write(STREAM_HEAD)
+            self._transport.write(SILENT_HEAD)
         else:
             self._transport.write(UNKNOWN)
 

@@ -21,6 +21,7 @@ def launch(upstream_port: int, folder: Path) -> Launch:
                 "kind": "openai",
                 "url": f"http://127.0.0.1:{upstream_port}/v1",
                 "api_key": "the-upstream-s-key",
+                "concurrency": {"limit": 4000},
                 "transport": {"max_connections": 4000},  # room for the silent streams; nobody else is limited either
             }
         },

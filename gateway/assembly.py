@@ -24,8 +24,6 @@ from gateway.transport import TransportSettings, open_transport
 from gateway.transport.request import Origin
 from gateway.transport.resolver import DaemonThreads
 
-_NEVER = 1 << 62
-
 
 class Watcher(Protocol):
     """What goes on beside the calls, for as long as the gateway serves."""
@@ -87,9 +85,7 @@ class _Builder:
         """The upstream, with the replicas that its settings name."""
         settings = self._settings
         # One refusal is enough: the next request would carry the same key.
-        key = BreakerSettings(
-            failures=1, volume=_NEVER, ejection=self._breaker.ejection, max_ejection=self._breaker.max_ejection
-        )
+        key = BreakerSettings(failures=1, ejection=self._breaker.ejection, max_ejection=self._breaker.max_ejection)
         rules = Rules(
             Timeouts(**settings.timeouts.values()),
             RetrySettings(**settings.retry.values()),

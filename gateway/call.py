@@ -112,9 +112,8 @@ class Exchange:
         self.replica = ""
         self.attempts = 0  # begun
         self.tries: tuple[Try, ...] = ()  # ended
-        self.retries: tuple[
-            tuple[str, str], ...
-        ] = ()  # the upstream that failed, and how: each was tried again, or beside
+        # The upstream that failed, and how, for each further attempt that was granted; a hedge is none of them.
+        self.retries: tuple[tuple[str, str], ...] = ()
         self.gave_up = ""  # why it was not tried once more
         self.hedge = ""  # which of two attempts side by side was served: first, second or neither
         self.deadline = inf  # moments of the loop's clock: until when the caller waits for all of the answer

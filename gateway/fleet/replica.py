@@ -41,7 +41,7 @@ class Endpoint:
     ) -> None:
         parsed = httpx.URL(url)
         if address is not None:
-            parsed = parsed.copy_with(host=address, port=parsed.port or {"https": 443}.get(parsed.scheme, 80))
+            parsed = parsed.copy_with(host=address)
         self.name = parsed.netloc.decode("ascii")
         self.address = address
         self._url = url

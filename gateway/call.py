@@ -91,6 +91,7 @@ class Exchange:
         "request_id",
         "retries",
         "sent_at",
+        "sought_at",
         "started_at",
         "status",
         "stream",
@@ -116,7 +117,8 @@ class Exchange:
         self.retries: tuple[tuple[str, str], ...] = ()
         self.gave_up = ""  # why it was not tried once more
         self.hedge = ""  # which of two attempts side by side was served: first, second or neither
-        self.deadline = inf  # moments of the loop's clock: until when the caller waits for all of the answer
+        self.sought_at = 0.0  # moments of the loop's clock: an upstream was first sought
+        self.deadline = inf  # until when the caller waits for all of the answer
         self.first_byte_by = inf  # and for its first byte
         self.stream = False
         self.prompt_chars = 0

@@ -96,9 +96,13 @@ class Answer:
         headers.append((b"x-gateway-attempts", b"%d" % exchange.attempts))
         if exchange.attempts and not self.streaming:
             upstream = exchange.upstream_seconds
-            added = now - exchange.started_at - upstream
-            timing = f"gateway;dur={added * 1000:.2f}, upstream;dur={upstream * 1000:.2f}"
-            headers.append((b"server-timing", timing.encode("ascii")))
+            added = max(0.0, now - exchange.started_at - upstream)
+            # Whole numbers: to print a float to two digits takes longer than all the rest of this.
+            timing = (
+                *divmod(int(added * 1e5), 100),
+                *divmod(int(upstream * 1e5), 100),
+            )
+            headers.append((b"server-timing", b"gateway;dur=%d.%02d, upstream;dur=%d.%02d" % timing))
         return headers
 
 

@@ -6,15 +6,16 @@ given back with what came of it, once. Must not know callers, routes or other at
 """
 
 import asyncio
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import httpx
 import msgspec
 
 from gateway import errors
 from gateway.call import Call, Clock, Exchange, Try
-from gateway.fleet import Lease, Upstream
+from gateway.fleet import Lease, Timeouts, Upstream
 from gateway.outcome import Outcome, Phase, Refusal, judge, of_exception, of_status
 from gateway.transport import BodyStream, DeadlineExceeded, Engine, PreparedRequest
 from gateway.wire import chat
@@ -67,6 +68,18 @@ class Until(NamedTuple):
     total: float
     patience: float
 
+    @classmethod
+    def of(cls, timeouts: Timeouts, call: Call, exchange: Exchange) -> "Until":
+        """How long an attempt under `timeouts` may take.
+
+        A caller's patience for the first byte is all there is for a plain reply; a stream's ends with its first comment.
+        """
+        patience = exchange.deadline
+        if exchange.first_byte_by < patience:
+            pinged = call.stream and exchange.sought_at + timeouts.ping < exchange.first_byte_by
+            patience = patience if pinged else exchange.first_byte_by
+        return cls(exchange.sought_at + timeouts.total, patience)
+
     def passed(self) -> errors.GatewayError:
         """Whose time is up."""
         caller = self.patience <= self.total
@@ -89,7 +102,7 @@ class Attempt:
         self.reply: Plain | Stream | None = None
         self.phase: Phase = "head"
 
-    async def run(self, call: Call) -> None:
+    async def run(self, call: Call) -> "Plain | Stream":
         """Try. Raises GatewayError; whatever happens but a stream's beginning, everything is given back."""
         exchange, lease = self.exchange, self.lease
         if exchange.phase != "streaming":
@@ -99,7 +112,7 @@ class Attempt:
         exchange.sent_at = sent_at = self._clock()
         error: errors.GatewayError | None = ABANDONED
         try:
-            self.reply = await self._bounded(call)
+            reply = self.reply = await self._trying(call)
             error = None
         except httpx.HTTPError as exception:
             error = self.told(exception)
@@ -119,6 +132,7 @@ class Attempt:
                 self.let_go(error)
                 if self.response is not None:
                     await _stream_of(self.response).aclose()
+        return reply
 
     @property
     def answer(self) -> "Plain | Stream":
@@ -159,11 +173,14 @@ class Attempt:
             return errors.UpstreamTimeout("The upstream fell silent.", code="upstream_idle_timeout")
         return of_exception(exception, self.phase)
 
-    async def _bounded(self, call: Call) -> "Plain | Stream":
-        """Try, with a deadline that the gateway's own engine keeps, and any other transport is held to."""
+    def _trying(self, call: Call) -> Coroutine[Any, Any, "Plain | Stream"]:
         request = self._request(call)
-        if isinstance(self.upstream.transport, Engine):
-            return await self._try(request, call)
+        if isinstance(self.upstream.transport, Engine):  # which keeps the deadline itself
+            return self._try(request, call)
+        return self._bounded(request, call)
+
+    async def _bounded(self, request: PreparedRequest, call: Call) -> "Plain | Stream":
+        """Try, held to the deadline."""
         try:
             async with asyncio.timeout_at(request.extensions["deadline"]):
                 return await self._try(request, call)

@@ -15,10 +15,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from gateway import errors
 from gateway.call import Call, Clock, Exchange
-from gateway.fleet import Lease, Replica, Route, Timeouts, Upstream
+from gateway.fleet import Hedge, Lease, Replica, Route, Timeouts, Upstream
 from gateway.flow.attempt import ABANDONED, Attempt, Plain, Stream, Until
 from gateway.flow.hedge import Trying, race
-from gateway.flow.plan import Place, Plan
+from gateway.flow.plan import Place, Plan, begin
 from gateway.outcome import Again, end_reason, reaction
 from gateway.policy.retry import FullJitter, keep_to
 
@@ -43,28 +43,46 @@ class Dispatch:
 
         `watched_by` is told the timeouts of each upstream that is tried.
         """
-        tries = Tries(self, call, route, exchange, watched_by)
+        now = self.clock()
+        exchange.sought_at = _now()
+        place = begin(route, call.model, self.rng, now)
+        upstream, replica = place.upstream, place.replica
+        upstream.budget.deposit(now)
+        if replica is None or route.hedge is not None or upstream.is_full(replica):
+            return await Tries(self, call, route, exchange, place, watched_by).begin()
+        if watched_by is not None:
+            watched_by(upstream.timeouts)
+        replica.inflight += 1
+        attempt = self.attempt(place, self.lease(place, replica, call), call, exchange)
         try:
-            if route.hedge is not None:
-                return await tries.hedged()
-            return (await tries.attempt(tries.place)).answer
+            return await attempt.run(call)
         except errors.GatewayError as failure:
-            return await tries.again(failure)
+            return await Tries(self, call, route, exchange, place, watched_by).again(failure)
+
+    def lease(self, place: Place, replica: Replica, call: Call) -> Lease:
+        """The place on `replica` that has been counted there."""
+        learns = call.stream or call.kind == "embeddings"
+        return Lease(place.upstream, replica, place.model, self.clock(), learns=learns)
+
+    def attempt(self, place: Place, lease: Lease, call: Call, exchange: Exchange) -> Attempt:
+        """One that is ready to run."""
+        upstream = place.upstream
+        return Attempt(upstream, lease, exchange, Until.of(upstream.timeouts, call, exchange), self.clock)
 
 
 class Tries:
-    """The attempts of one call: where it is, where it goes next, and what it may still spend."""
+    """The attempts of one call: where it is, where it goes next, and what it may still spend.
+
+    The first of them needs nothing of this, unless it has to wait, fails, or is one of two.
+    """
 
     __slots__ = (
-        "_began_at",
-        "_budget",
         "_call",
         "_dispatch",
         "_exchange",
         "_failure",
-        "_limit",
-        "_loop",
         "_next",
+        "_payer",
         "_plan",
         "_raced",
         "_route",
@@ -73,38 +91,41 @@ class Tries:
     )
 
     def __init__(
-        self, dispatch: Dispatch, call: Call, route: Route, exchange: Exchange, watched_by: Watch | None
+        self, dispatch: Dispatch, call: Call, route: Route, exchange: Exchange, place: Place, watched_by: Watch | None
     ) -> None:
         self._dispatch = dispatch
         self._call = call
         self._route = route
         self._exchange = exchange
         self._watched_by = watched_by
-        self._loop = asyncio.get_running_loop()
-        self._began_at = self._loop.time()
         self._plan = Plan(route, call.model, dispatch.rng)
-        now = dispatch.clock()
-        self.place = self._plan.first(now)
-        self._limit = self.place.upstream.retry.attempts
-        self._budget = self.place.upstream.budget
-        self._budget.deposit(now)
+        self._payer = place.upstream
+        self.place = place
         self._next: Place | None = None
         self._raced: tuple[Lease, ...] = ()
         self._failure: errors.GatewayError | None = None
 
-    async def attempt(self, place: Place, lease: Lease | None = None, *, beside: bool = False) -> Attempt:
+    async def begin(self) -> Plain | Stream:
+        """Try, and then on."""
+        try:
+            if self._route.hedge is not None:
+                return await self._hedged(self._route.hedge)
+            return (await self._attempt(self.place)).answer
+        except errors.GatewayError as failure:
+            return await self.again(failure)
+
+    async def _attempt(self, place: Place, lease: Lease | None = None, *, beside: bool = False) -> Attempt:
         """One that has succeeded, perhaps `beside` another. `lease`: taken already. Raises GatewayError."""
-        upstream, exchange = place.upstream, self._exchange
+        upstream, dispatch = place.upstream, self._dispatch
         if self._watched_by is not None and not beside:
             self._watched_by(upstream.timeouts)
-        until = self._until(upstream)
         lease = lease or self._take(place)
         if lease is None:
-            replica = await self._turn(place, until)
+            replica = await self._turn(place)
             if place is self.place:
                 self.place = place._replace(replica=replica)
-            lease = self._lease(place, replica)
-        attempt = Attempt(upstream, lease, exchange, until, self._dispatch.clock)
+            lease = dispatch.lease(place, replica, self._call)
+        attempt = dispatch.attempt(place, lease, self._call, self._exchange)
         await attempt.run(self._call)
         return attempt
 
@@ -114,18 +135,15 @@ class Tries:
         if replica is None or place.upstream.is_full(replica):
             return None
         replica.inflight += 1
-        return self._lease(place, replica)
+        return self._dispatch.lease(place, replica, self._call)
 
-    def _lease(self, place: Place, replica: Replica) -> Lease:
-        learns = self._call.stream or self._call.kind == "embeddings"
-        return Lease(place.upstream, replica, place.model, self._dispatch.clock(), learns=learns)
-
-    async def _turn(self, place: Place, until: Until) -> Replica:
+    async def _turn(self, place: Place) -> Replica:
         """A replica on which there is a place now, counted. Raises Overloaded."""
         exchange = self._exchange
         exchange.enter("queue")
         if not exchange.attempts:
             exchange.upstream = place.upstream.name
+        until = self._until(place.upstream)
         try:
             return await place.upstream.queue.turn(min(until), partial(self._will_do, place))
         except TimeoutError:
@@ -135,16 +153,7 @@ class Tries:
         return self._plan.will_do(place, replica, self._dispatch.clock())
 
     def _until(self, upstream: Upstream) -> Until:
-        """Until when an attempt at `upstream` may take.
-
-        A caller's patience for the first byte is all there is for a plain reply; a stream's ends with its first comment.
-        """
-        exchange, timeouts = self._exchange, upstream.timeouts
-        patience = exchange.deadline
-        if exchange.first_byte_by < patience:
-            pinged = self._call.stream and self._began_at + timeouts.ping < exchange.first_byte_by
-            patience = patience if pinged else exchange.first_byte_by
-        return Until(self._began_at + timeouts.total, patience)
+        return Until.of(upstream.timeouts, self._call, self._exchange)
 
     # After a failure.
 
@@ -165,7 +174,7 @@ class Tries:
         if self._next is None:
             assert self._failure is not None
             raise self._failure
-        return (await self.attempt(self.place)).answer
+        return (await self._attempt(self.place)).answer
 
     def _wait(self, state: RetryCallState) -> float:
         """Seconds until the next attempt: none on the way elsewhere, infinitely many if that would be too many."""
@@ -189,7 +198,7 @@ class Tries:
         return wait
 
     def _is_late(self, place: Place, wait: float) -> bool:
-        return self._loop.time() + wait >= min(self._until(place.upstream))
+        return _now() + wait >= min(self._until(place.upstream))
 
     def _stop(self, state: RetryCallState) -> bool:
         """Whether that was the last attempt. What it grants is paid for."""
@@ -203,7 +212,7 @@ class Tries:
         return False
 
     def _why_stop(self, wait: float) -> str:
-        if self._exchange.attempts >= self._limit:
+        if self._exchange.attempts >= self._payer.retry.attempts:
             return "attempts"
         if self._next is None:
             return "nowhere"
@@ -211,7 +220,7 @@ class Tries:
             return "retry_after"
         if self._is_late(self._next, wait):
             return "deadline"
-        return "" if self._budget.withdraw(self._dispatch.clock()) else "budget"
+        return "" if self._payer.budget.withdraw(self._dispatch.clock()) else "budget"
 
     async def _pause(self, seconds: float) -> None:
         if seconds:
@@ -220,17 +229,16 @@ class Tries:
 
     # Beside a slow attempt.
 
-    async def hedged(self) -> Plain | Stream:
+    async def _hedged(self, hedge: Hedge) -> Plain | Stream:
         """The reply of the attempt that is first to have one: a second one starts where the first takes too long."""
         route, exchange, clock = self._route, self._exchange, self._dispatch.clock
-        assert route.hedge is not None
         recent = route.recent[self._call.stream]
-        after = route.hedge.after if route.hedge.after is not None else recent.quantile(HEDGED_QUANTILE)
+        after = hedge.after if hedge.after is not None else recent.quantile(HEDGED_QUANTILE)
         spent, began_at = exchange.upstream_seconds, clock()
         first = self._take_for_race(self.place)
         attempt: Attempt | None = None
         try:
-            attempt = await race(partial(self.attempt, self.place, first), self._beside, after)
+            attempt = await race(partial(self._attempt, self.place, first), self._beside, after)
         finally:
             exchange.upstream_seconds = spent + clock() - began_at
             for lease in self._raced:  # one whose attempt was cancelled before it began is still open
@@ -248,11 +256,11 @@ class Tries:
         """A second attempt, if there is a place for it and the budget has it."""
         now = self._dispatch.clock()
         place = self._plan.beside(self.place, now)
-        if place is None or self._limit < 2 or not self._budget.withdraw(now):
+        if place is None or self._payer.retry.attempts < 2 or not self._payer.budget.withdraw(now):
             return None
         self._exchange.hedge = "neither"
         self._plan.failed(place, Again.ANYWHERE)
-        return partial(self.attempt, place, self._take_for_race(place), beside=True)
+        return partial(self._attempt, place, self._take_for_race(place), beside=True)
 
     def _take_for_race(self, place: Place) -> Lease | None:
         """At once: between the choice and the first step of its task others would choose the same."""
@@ -263,3 +271,7 @@ class Tries:
 
 def _may_be_mended(failure: BaseException) -> bool:
     return isinstance(failure, errors.GatewayError) and reaction(failure).again is not Again.NEVER
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -30,6 +30,19 @@ class Place(NamedTuple):
         return self.target.upstream
 
 
+def begin(route: Route, model: str, rng: random.Random, now: float) -> Place:
+    """Where a call begins. Most do so at the target that chance gives them, and need no plan."""
+    stage = route.stages[0]
+    target = stage[0] if len(stage) == 1 else by_weight(stage, rng)
+    upstream = target.upstream
+    if upstream.key.closed:
+        name = target.model or model
+        replica = upstream.choose(name, now, rng.random)
+        if replica is not None:
+            return Place(target, name, replica)
+    return Plan(route, model, rng).first(now)
+
+
 class Plan:
     """The places of one call to `route` for `model`, and which of them have failed it."""
 
@@ -47,14 +60,11 @@ class Plan:
 
     def first(self, now: float) -> Place:
         """Where the call begins."""
-        stage = self._route.stages[0]
-        if len(stage) == 1 and (upstream := stage[0].upstream).key.closed:  # as most are, and most of the time
-            model = stage[0].model or self._model
-            if (replica := upstream.choose(model, now, self._chance)) is not None:
-                return Place(stage[0], model, replica)
-        target = by_weight(stage, self._rng)
-        place = self._fit(target, now) or self._untried(now) or self._queued(now) or self.anyhow(now)
-        return place or Place(target, target.model or self._model, None)  # all are out, and full: the queue says so
+        place = self._untried(now) or self._queued(now) or self.anyhow(now)
+        if place is not None:
+            return place
+        target = by_weight(self._route.stages[0], self._rng)
+        return Place(target, self._name(target), None)  # all are out, and full: the queue says so
 
     def next(self, last: Place, now: float) -> Place | None:
         """Where it goes after it has failed at `last`, as `failed` was told; None if nowhere."""

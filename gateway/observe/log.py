@@ -23,6 +23,7 @@ Format = Literal["json", "console"]
 Level = Literal["debug", "info", "warning", "error"]
 Clock = Callable[[], datetime]
 
+_NO_FIELDS: dict[str, Any] = {}
 _QUIET = ("httpx", "httpcore", "uvicorn.access")  # each would say less than the request's own line, or more than it may
 
 
@@ -45,13 +46,14 @@ def configure(writer: LineWriter, *, format_: Format, level: Level, now: Clock =
 
 
 class _Head:
-    """Puts in front what every line has: when, how bad, what."""
+    """Puts in front what every line has: when, how bad, what. `fields`, if there are any, become part of the line."""
 
     def __init__(self, now: Clock) -> None:
         self._now = now
 
     def __call__(self, _logger: object, method: str, event: EventDict) -> EventDict:
-        return {"timestamp": self._now(), "level": method, "event": event.pop("event"), **event}
+        name, fields = event.pop("event"), event.pop("fields", _NO_FIELDS)
+        return {"timestamp": self._now(), "level": method, "event": name, **fields, **event}
 
 
 def _without_message(_logger: object, _method: str, event: EventDict) -> EventDict:

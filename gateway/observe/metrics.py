@@ -1,20 +1,19 @@
 """The series that Prometheus scrapes, and nothing that a caller could make more of.
 
 Labels come from config and from closed lists alone: an unknown model is `unknown`, and where no upstream was tried the
-label is empty. Every family is announced from the start. Children are looked up once for each combination, because
-looking one up costs more than counting. Must not know how a call went its way, only its record.
+label is empty. Every family is announced from the start. Must not know how a call went its way, only its record.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client import CollectorRegistry, Gauge, Info, disable_created_metrics
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from gateway import __version__
 from gateway.call import Exchange, Usage
 from gateway.errors import CallerLeft, Overloaded
+from gateway.observe.counts import Amounts, Counter, Histogram
 from gateway.observe.upstreams import UpstreamReading, families
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -26,26 +25,6 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double 
 
 Upstreams = Callable[[], Sequence[UpstreamReading]]
 """How the upstreams stand, asked for at each scrape, so that nothing has to be kept in step."""
-
-Family = TypeVar("Family", Counter, Histogram)
-
-
-class _Children(dict[tuple[str | int, ...], Family], Generic[Family]):
-    """A family's children by the values of their labels, each looked up once."""
-
-    def __init__(self, family: Family) -> None:
-        super().__init__()
-        self._family: Family = family
-
-    def __missing__(self, values: tuple[str | int, ...]) -> Family:
-        child: Family = self._family.labels(*values)
-        self[values] = child
-        return child
-
-    def forget(self, values: tuple[str | int, ...]) -> None:
-        """Announce this child no more."""
-        del self[values]
-        self._family.remove(*values)
 
 
 class Metrics:
@@ -102,11 +81,15 @@ class Metrics:
         self._sheds = self._counter("sheds", "Calls refused because an upstream had as many as it may.", "upstream")
         self._measure(inflight, upstreams, dropped)
 
-    def _counter(self, name: str, meaning: str, *labels: str) -> _Children[Counter]:
-        return _Children(Counter(f"gateway_{name}", meaning, labels, registry=self.registry))
+    def _counter(self, name: str, meaning: str, *labels: str) -> Amounts:
+        counter = Counter(f"gateway_{name}", meaning, labels)
+        self.registry.register(counter)
+        return counter.amounts
 
-    def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> _Children[Histogram]:
-        return _Children(Histogram(f"gateway_{name}", meaning, labels, buckets=buckets, registry=self.registry))
+    def _histogram(self, name: str, meaning: str, bounds: tuple[float, ...], *labels: str) -> Histogram:
+        histogram = Histogram(f"gateway_{name}", meaning, labels, bounds)
+        self.registry.register(histogram)
+        return histogram
 
     def _measure(self, inflight: Callable[[], int], upstreams: Upstreams, dropped: Callable[[], int]) -> None:
         """What is read at the scrape, so that nothing has to be kept in step; and what is there before any call."""
@@ -120,16 +103,16 @@ class Metrics:
         Info("gateway_build", "What is running.", registry=registry).info({"version": __version__})
         registry.register(_Standing(upstreams, self._forget_replicas))
         for phase in PHASES:
-            self._disconnects[phase,].inc(0)
+            self._disconnects[phase,] = 0.0
 
     def refused(self, status: int) -> None:
         """A request was refused by the listening side, whose head was never read to its end."""
-        self._refusals[status,].inc()
+        self._refusals[status,] += 1
 
     def _forget_replicas(self, known: Collection[tuple[str, str]]) -> None:
         """Drop the attempts at replicas that are no more, by upstream and name: addresses come and go for ever."""
         for labels in [labels for labels in self._attempts if labels[:2] not in known]:
-            self._attempts.forget(labels)
+            del self._attempts[labels]
 
     def finish(self, exchange: Exchange) -> None:
         """Count a call that has ended."""
@@ -137,22 +120,22 @@ class Metrics:
             return
         model, upstream, outcome = exchange.model, exchange.upstream, exchange.outcome
         stream = "true" if exchange.stream else "false"
-        self._requests[model, upstream, exchange.status, outcome, stream].inc()
-        self._duration[model, upstream, stream].observe(exchange.ended_at - exchange.started_at)
+        self._requests[model, upstream, exchange.status, outcome, stream] += 1
+        self._duration.observe((model, upstream, stream), exchange.ended_at - exchange.started_at)
         if exchange.end_reason == CallerLeft.code:
-            self._disconnects[exchange.phase,].inc()
+            self._disconnects[exchange.phase,] += 1
         elif exchange.end_reason == Overloaded.code:
-            self._sheds[upstream,].inc()
+            self._sheds[upstream,] += 1
         if exchange.attempts:
             self._count_tried(exchange, stream)
 
     def _count_tried(self, exchange: Exchange, stream: str) -> None:
         for ended in exchange.tries:
-            self._attempts[ended].inc()
+            self._attempts[ended] += 1
         if exchange.retries or exchange.gave_up or exchange.hedge:
             self._count_retries(exchange)
         if (overhead := exchange.overhead) is not None:
-            self._overhead[stream,].observe(overhead)
+            self._overhead.observe((stream,), overhead)
         if exchange.usage is not None:
             self._count_tokens(exchange.model, exchange.upstream, exchange.usage)
         if exchange.phase == "streaming":
@@ -160,31 +143,31 @@ class Metrics:
 
     def _count_retries(self, exchange: Exchange) -> None:
         for failed in exchange.retries:
-            self._retries[failed].inc()
+            self._retries[failed] += 1
         if exchange.gave_up:
-            self._surrenders[exchange.upstream, exchange.gave_up].inc()
+            self._surrenders[exchange.upstream, exchange.gave_up] += 1
         if exchange.hedge:
-            self._hedges[exchange.model, exchange.hedge].inc()
+            self._hedges[exchange.model, exchange.hedge] += 1
 
     def _count_tokens(self, model: str, upstream: str, usage: Usage) -> None:
         if usage.input:
-            self._tokens[model, upstream, "input"].inc(usage.input)
+            self._tokens[model, upstream, "input"] += usage.input
         if usage.output:
-            self._tokens[model, upstream, "output"].inc(usage.output)
+            self._tokens[model, upstream, "output"] += usage.output
         if usage.cached:
-            self._tokens[model, upstream, "cached"].inc(usage.cached)
+            self._tokens[model, upstream, "cached"] += usage.cached
         if usage.reasoning:
-            self._tokens[model, upstream, "reasoning"].inc(usage.reasoning)
+            self._tokens[model, upstream, "reasoning"] += usage.reasoning
 
     def _count_stream(self, exchange: Exchange) -> None:
         where = (exchange.model, exchange.upstream)
-        self._stream_ends[*where, exchange.end_reason].inc()
+        self._stream_ends[*where, exchange.end_reason] += 1
         if exchange.content_at is None or exchange.last_event_at is None:
             return
-        self._first_token[where].observe(exchange.content_at - exchange.started_at)
+        self._first_token.observe(where, exchange.content_at - exchange.started_at)
         if exchange.usage is not None and exchange.usage.output > 1:
             spent = exchange.last_event_at - exchange.content_at
-            self._per_token[where].observe(spent / (exchange.usage.output - 1))
+            self._per_token.observe(where, spent / (exchange.usage.output - 1))
 
 
 class _Standing(Collector):

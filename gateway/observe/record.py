@@ -23,30 +23,33 @@ class Recorder:
             _estimate(exchange)
         self._metrics.finish(exchange)
         usage = exchange.usage
+        # As one value: structlog makes a new dictionary of its keywords four times over.
         self._logger.info(
             "request",
-            request_id=exchange.request_id,
-            key=exchange.key_name,
-            kind=exchange.kind,
-            model=exchange.model,
-            upstream=exchange.upstream,
-            upstream_model=exchange.upstream_model[:_LONGEST_NAME],
-            replica=exchange.replica,
-            attempts=exchange.attempts,
-            retries=[reason for _, reason in exchange.retries],
-            gave_up=exchange.gave_up,
-            stream=exchange.stream,
-            status=exchange.status,
-            outcome=exchange.outcome,
-            prompt_chars=exchange.prompt_chars,
-            input_tokens=None if usage is None else usage.input,
-            output_tokens=None if usage is None else usage.output,
-            usage_estimated=exchange.estimated,
-            ttft_ms=_milliseconds(exchange.time_to_first_token),
-            duration_ms=_milliseconds(exchange.ended_at - exchange.started_at),
-            upstream_ms=_milliseconds(exchange.upstream_seconds),
-            overhead_ms=_milliseconds(exchange.overhead),
-            end_reason=exchange.end_reason,
+            fields={
+                "request_id": exchange.request_id,
+                "key": exchange.key_name,
+                "kind": exchange.kind,
+                "model": exchange.model,
+                "upstream": exchange.upstream,
+                "upstream_model": exchange.upstream_model[:_LONGEST_NAME],
+                "replica": exchange.replica,
+                "attempts": exchange.attempts,
+                "retries": [reason for _, reason in exchange.retries],
+                "gave_up": exchange.gave_up,
+                "stream": exchange.stream,
+                "status": exchange.status,
+                "outcome": exchange.outcome,
+                "prompt_chars": exchange.prompt_chars,
+                "input_tokens": None if usage is None else usage.input,
+                "output_tokens": None if usage is None else usage.output,
+                "usage_estimated": exchange.estimated,
+                "ttft_ms": _milliseconds(exchange.time_to_first_token),
+                "duration_ms": _milliseconds(exchange.ended_at - exchange.started_at),
+                "upstream_ms": _milliseconds(exchange.upstream_seconds),
+                "overhead_ms": _milliseconds(exchange.overhead),
+                "end_reason": exchange.end_reason,
+            },
         )
 
 
@@ -62,4 +65,4 @@ def _estimate(exchange: Exchange) -> None:
 
 
 def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)
+    return None if seconds is None else round(seconds * 1e6) / 1000

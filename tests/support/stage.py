@@ -40,7 +40,7 @@ class Records:
         )
 
     def info(self, **event: Any) -> None:
-        self.lines.append(event)
+        self.lines.append(event.pop("fields", {}) | event)
 
     warning = error = info
 

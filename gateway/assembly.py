@@ -12,7 +12,7 @@ import structlog
 from gateway import config
 from gateway.admission import ConcurrencySettings
 from gateway.call import Clock
-from gateway.dialects import DIALECTS
+from gateway.dialects import DIALECTS, Dialect
 from gateway.discovery import Discovery, system_lookup
 from gateway.fleet import Endpoint, Fleet, Hedge, Replica, Route, Rules, Target, Timeouts, Upstream
 from gateway.health import HealthChecks, HealthSettings
@@ -75,8 +75,8 @@ class _Builder:
         self._transport = transport or open_transport(TransportSettings(**settings.transport.values()))
         self._rng = rng
         self._clock = clock
-        self._dialect = DIALECTS[settings.kind]
-        self._headers = list(_headers(settings))
+        self._dialect = DIALECTS[settings.kind]()
+        self._headers = list(_headers(self._dialect, settings))
         breaker = settings.breaker.values()
         self._slow_start: float = breaker.pop("slow_start")
         self._breaker = BreakerSettings(**breaker)
@@ -130,8 +130,7 @@ class _Builder:
         return Replica(endpoint, breaker, self._clock, self._slow_start, weight)
 
 
-def _headers(upstream: config.Upstream) -> Iterable[tuple[str, str]]:
-    dialect = DIALECTS[upstream.kind]
+def _headers(dialect: Dialect, upstream: config.Upstream) -> Iterable[tuple[str, str]]:
     yield from dialect.headers(None if upstream.api_key is None else upstream.api_key.get_secret_value())
     for header, value in (("openai-organization", upstream.organization), ("openai-project", upstream.project)):
         if value is not None:

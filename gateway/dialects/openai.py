@@ -14,6 +14,15 @@ _PATHS: dict[Kind, str] = {
     "embeddings": "/embeddings",
     "models": "/models",
 }
+_DRY = frozenset(
+    (
+        "insufficient_quota",
+        "credit_balance_exhausted",
+        "organization_spend_limit_exceeded",
+        "project_spend_limit_exceeded",
+        "organization_usage_limit_exceeded",
+    )
+)
 _LONGEST = 2000  # characters of a word or message that is passed on
 
 
@@ -23,13 +32,17 @@ class OpenAI:
     health: ClassVar[str] = _PATHS["models"]
     checked: ClassVar[bool] = False
 
-    def path(self, kind: Kind) -> str:
+    def path(self, kind: Kind, model: str) -> str | None:  # noqa: ARG002  # others have a path for each model
         """Where calls of `kind` go."""
         return _PATHS[kind]
 
     def headers(self, api_key: str | None) -> list[tuple[str, str]]:
         """The key as a bearer token."""
         return [] if api_key is None else [("authorization", f"Bearer {api_key}")]
+
+    def streams(self, call: Call, model: str) -> bool:  # noqa: ARG002  # others have models that can only stream
+        """As the caller asked."""
+        return call.stream
 
     def encode(self, call: Call, model: str) -> bytes:
         """The original bytes, patched where they must be."""
@@ -39,7 +52,19 @@ class OpenAI:
             include_usage=call.stream and not call.wants_usage,
         )
 
-    def refusal(self, body: bytes) -> Refusal:
+    def translator(self, call: Call, model: str) -> None:
+        """None: what comes is what callers expect."""
+
+    def refusal(self, status: int, body: bytes) -> Refusal:
+        """The words, and the status that they mean: a dry account comes as 429, a model not for this project as 403."""
+        refusal = self._words(body)
+        if status in (200, 429) and not {refusal.type, refusal.code}.isdisjoint(_DRY):
+            return refusal._replace(status=402)
+        if status == 403 and refusal.code == "model_not_found":
+            return refusal._replace(status=404)
+        return refusal
+
+    def _words(self, body: bytes) -> Refusal:
         """`{"error": {...}}` as OpenAI has it, and what else is sent in its place by those who speak like it.
 
         `{"error": "text"}`, a flat object, FastAPI's `{"detail": ...}`; numbers as codes, a status instead of a code.

@@ -15,6 +15,7 @@ from gateway.policy.breaker import Breaker, State
 from gateway.transport import Target as Destination
 
 USER_AGENT = b"gateway"
+_MOST_DESTINATIONS = 1000  # where the path names the model, likewise
 _MOST_COOLING = 1000  # models of one replica; behind a pattern their names are the callers'
 
 
@@ -47,17 +48,26 @@ class Endpoint:
         self._url = url
         self._dialect = dialect
         self._headers = [*((name.encode(), value.encode()) for name, value in headers), (b"user-agent", USER_AGENT)]
-        self._destinations: dict[tuple[Kind, bool], Destination] = {}
-        for kind in ("chat", "completions", "embeddings"):
-            for stream in (False, True):
-                accept = b"text/event-stream" if stream else b"application/json"
-                fields = [(b"content-type", b"application/json"), (b"accept", accept)]
-                self._destinations[kind, stream] = self._destination("POST", url + dialect.path(kind), fields)
-        self._destinations["models", False] = self._get(url + dialect.path("models"))
+        self._destinations: dict[tuple[str, bool], Destination] = {}
 
-    def destination(self, kind: Kind, *, stream: bool) -> Destination:
-        """Where a request of this kind goes, ready but for its body."""
-        return self._destinations[kind, stream]
+    def destination(self, kind: Kind, model: str, *, stream: bool) -> Destination | None:
+        """Where a request of this kind goes, ready but for its body; None where the upstream has nothing of that kind."""
+        path = self._dialect.path(kind, model)
+        if path is None:
+            return None
+        if (known := self._destinations.get((path, stream))) is not None:
+            return known
+        if len(self._destinations) >= _MOST_DESTINATIONS:
+            self._destinations.clear()
+        accept = b"text/event-stream" if stream else b"application/json"
+        fields = [(b"content-type", b"application/json"), (b"accept", accept)]
+        made = self._destinations[path, stream] = self._destination("POST", self._url + path, fields)
+        return made
+
+    def models(self) -> Destination | None:
+        """Where it is asked for what it serves."""
+        path = self._dialect.path("models", "")
+        return None if path is None else self._get(self._url + path)
 
     def health(self, path: str | None) -> Destination:
         """Where it is asked how it is: at `path`, from the root of the host, or else where its kind is asked."""

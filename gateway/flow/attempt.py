@@ -14,10 +14,12 @@ import msgspec
 
 from gateway import errors
 from gateway.call import Call, Clock, Exchange, Try
+from gateway.dialects import Translator
 from gateway.fleet import Lease, Upstream
 from gateway.outcome import Outcome, Phase, Refusal, judge, of_exception, of_status
 from gateway.transport import BodyStream, DeadlineExceeded, Engine, PreparedRequest
 from gateway.wire import chat
+from gateway.wire.gather import Gathered
 from gateway.wire.sse import Event, EventTooLarge, Framer
 
 Fields = list[tuple[bytes, bytes]]
@@ -76,7 +78,7 @@ class Until(NamedTuple):
 class Attempt:
     """What one try borrows, and what came of it: `reply`, once it is there. Settling it twice is settling it once."""
 
-    __slots__ = ("_clock", "_deadline", "exchange", "lease", "phase", "reply", "response", "until", "upstream")
+    __slots__ = ("_clock", "_deadline", "exchange", "lease", "phase", "reply", "response", "streams", "until", "upstream")
 
     def __init__(self, upstream: Upstream, lease: Lease, exchange: Exchange, until: Until, clock: Clock) -> None:
         self.upstream = upstream
@@ -88,6 +90,7 @@ class Attempt:
         self.response: httpx.Response | None = None
         self.reply: Plain | Stream | None = None
         self.phase: Phase = "head"
+        self.streams = False  # what is asked for, which may not be what the caller wants
 
     async def run(self, call: Call) -> None:
         """Try. Raises GatewayError; whatever happens but a stream's beginning, everything is given back."""
@@ -172,16 +175,22 @@ class Attempt:
 
     def _request(self, call: Call) -> PreparedRequest:
         upstream, lease = self.upstream, self.lease
+        self.streams = streams = upstream.dialect.streams(call, lease.model)
+        destination = lease.replica.endpoint.destination(call.kind, lease.model, stream=streams)
+        if destination is None:
+            raise errors.CallerError(
+                f"This model does not serve {call.kind}.", code="unsupported_endpoint", param="model"
+            )
         deadline = min(self.until)
         if call.stream and (first_token := _now() + upstream.timeouts.first_token) < deadline:
             self.phase = "first_event"
             deadline = first_token
         self._deadline = deadline
         return PreparedRequest(
-            lease.replica.endpoint.destination(call.kind, stream=call.stream),
+            destination,
             [(b"x-request-id", self.exchange.request_id.encode("ascii"))],
             upstream.dialect.encode(call, lease.model),
-            {"timeout": upstream.stream_timeout if call.stream else upstream.plain_timeout, "deadline": deadline},
+            {"timeout": upstream.stream_timeout if streams else upstream.plain_timeout, "deadline": deadline},
         )
 
     async def _try(self, request: PreparedRequest, call: Call) -> "Plain | Stream":
@@ -193,9 +202,11 @@ class Attempt:
         head = Head.of(response)
         if head.encoded:
             raise errors.UpstreamBroken("The upstream's answer is encoded.", code="upstream_bad_encoding")
-        if _is_plain(head.content_type, call):
+        if _is_plain(head.content_type, self.streams):
             return await _plain(self.upstream, response, head.passed)
-        stream = Stream(self, response, head.passed)
+        stream = Stream(self, response, head.passed, self.upstream.dialect.translator(call, self.lease.model))
+        if not call.stream:
+            return Plain(body := await _gathered(stream), head.passed, chat.read_chunk(body))
         stream.first = await _first_events(stream)
         self.until = Until(_now() + self.upstream.timeouts.stream, self.exchange.deadline)
         self.outlive(min(self.until))
@@ -217,27 +228,32 @@ class Attempt:
 class Stream:
     """A stream whose first event with something in it is here. Whoever enters it settles it on leaving."""
 
-    __slots__ = ("_attempt", "_framer", "_reads", "first", "headers")
+    __slots__ = ("_attempt", "_framer", "_reads", "_translator", "first", "headers")
 
-    def __init__(self, attempt: Attempt, response: httpx.Response, headers: Fields) -> None:
+    def __init__(
+        self, attempt: Attempt, response: httpx.Response, headers: Fields, translator: Translator | None
+    ) -> None:
         self._attempt = attempt
         self._reads = aiter(_stream_of(response))
         self._framer = Framer()
+        self._translator = translator
         self.headers = headers
         self.first: list[Event] = []
 
     async def read(self) -> list[Event] | None:
         """The events that the next read completes, perhaps none; None at the end. Raises GatewayError."""
         try:
-            return self._framer.feed(await anext(self._reads))
+            events = self._framer.feed(await anext(self._reads))
         except StopAsyncIteration:
-            return None
+            translator, self._translator = self._translator, None
+            return None if translator is None else translator.end() or None
         except EventTooLarge:
             raise errors.UpstreamBroken(
                 "The upstream sent too large an event.", code="upstream_event_too_large"
             ) from None
         except httpx.HTTPError as exception:
             raise self._attempt.told(exception) from exception
+        return events if self._translator is None else self._translator.take(events)
 
     def begun(self) -> None:
         """The first event is here."""
@@ -245,7 +261,7 @@ class Stream:
 
     def refusal(self, data: bytes) -> errors.GatewayError:
         """What an event means that tells of an error."""
-        return _told_inside(self._attempt.upstream.dialect.refusal(data))
+        return _told_inside(self._attempt.upstream.dialect.refusal(200, data))
 
     def end_within(self, seconds: float) -> bool:
         """Move the deadline to `seconds` from now; False if the transport keeps none."""
@@ -280,11 +296,11 @@ def _stream_of(response: httpx.Response) -> httpx.AsyncByteStream:
     return response.stream
 
 
-def _is_plain(content_type: bytes, call: Call) -> bool:
+def _is_plain(content_type: bytes, streams: bool) -> bool:
     """Whether the answer is JSON, which also an upstream may send that was asked for a stream."""
-    if content_type == b"application/json" or (content_type == b"" and not call.stream):
+    if content_type == b"application/json" or (content_type == b"" and not streams):
         return True
-    if call.stream and content_type in (b"text/event-stream", b""):
+    if streams and content_type in (b"text/event-stream", b""):
         return False
     raise errors.UpstreamBroken("The upstream's answer is of the wrong type.", code="upstream_bad_content_type")
 
@@ -294,7 +310,7 @@ async def _refused(upstream: Upstream, response: httpx.Response) -> errors.Gatew
         body = await _read(response, LARGEST_REFUSAL)
     except (httpx.HTTPError, errors.UpstreamBroken):
         body = b""  # the status says enough
-    return of_status(response.status_code, upstream.dialect.refusal(body), response.headers)
+    return of_status(response.status_code, upstream.dialect.refusal(response.status_code, body), response.headers)
 
 
 async def _read(response: httpx.Response, limit: int) -> bytes:
@@ -308,6 +324,20 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
     return b"".join(parts)
 
 
+async def _gathered(stream: Stream) -> bytes:
+    """A whole stream as the one reply that the caller asked for. Raises GatewayError."""
+    gathered = Gathered()
+    while not gathered.done and (events := await stream.read()) is not None:
+        for _, data in events:
+            if data and gathered.take(data):
+                raise stream.refusal(data)
+        if gathered.size > LARGEST_REPLY:
+            raise errors.UpstreamBroken("The upstream's answer is too large.", code="upstream_response_too_large")
+    if not gathered.complete:
+        raise errors.UpstreamBroken("The upstream ended the stream early.", code="upstream_stream_incomplete")
+    return gathered.reply()
+
+
 async def _plain(upstream: Upstream, response: httpx.Response, headers: Fields) -> Plain:
     body = await _read(response, LARGEST_REPLY)
     try:
@@ -315,7 +345,7 @@ async def _plain(upstream: Upstream, response: httpx.Response, headers: Fields) 
     except msgspec.DecodeError:
         raise errors.UpstreamBroken("The upstream's answer is not valid JSON.") from None
     if read.failed:
-        raise _told_inside(upstream.dialect.refusal(body))
+        raise _told_inside(upstream.dialect.refusal(200, body))
     return Plain(body, headers, read)
 
 

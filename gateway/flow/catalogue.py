@@ -32,12 +32,9 @@ def _served(fleet: Fleet, route: Route, listed: list[str], known: dict[str, str]
 
 async def _listed(upstream: Upstream) -> list[str]:
     replica = next((one for one in upstream.replicas if not one.out), upstream.replicas[0])
-    request = PreparedRequest(
-        replica.endpoint.destination("models", stream=False),
-        [],
-        b"",
-        {"timeout": upstream.plain_timeout},
-    )
+    if (destination := replica.endpoint.models()) is None:
+        return []
+    request = PreparedRequest(destination, [], b"", {"timeout": upstream.plain_timeout})
     try:
         async with asyncio.timeout(_PATIENCE):
             response = await upstream.transport.handle_async_request(request)

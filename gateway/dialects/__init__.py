@@ -8,7 +8,12 @@ from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 from gateway.call import Call, Kind
+from gateway.dialects.engines import TGI, LlamaCpp, Ollama, SGLang
 from gateway.dialects.openai import OpenAI
+from gateway.dialects.qwen import Qwen
+from gateway.dialects.triton import Triton
+from gateway.dialects.vllm import VLLM
+from gateway.kinds import UpstreamKind
 from gateway.outcome import Refusal
 from gateway.wire.sse import Event
 
@@ -26,12 +31,16 @@ class Translator(Protocol):
 class Dialect(Protocol):
     """The seam that a new kind of upstream fills.
 
-    `health`: the path, relative to the upstream's URL, of a question that costs nothing. `checked`: whether it is asked
-    without being told to.
+    `checked`: whether its replicas are asked how they are without being told to. `ailing`: the status from which their
+    answer means that they are not well.
     """
 
-    health: ClassVar[str]
     checked: ClassVar[bool]
+    ailing: ClassVar[int]
+
+    @property
+    def health(self) -> str:
+        """The path, relative to the upstream's URL, of a question that costs nothing."""
 
     def path(self, kind: Kind, model: str) -> str | None:
         """Where calls of `kind` to `model` go, relative to the upstream's URL; None where it has nothing of that kind."""
@@ -55,4 +64,13 @@ class Dialect(Protocol):
         """For streams that are not OpenAI's; None where they go on byte for byte."""
 
 
-DIALECTS: dict[str, Callable[[], Dialect]] = {"openai": OpenAI}
+DIALECTS: dict[UpstreamKind, Callable[..., Dialect]] = {
+    "openai": OpenAI,
+    "qwen": Qwen,
+    "vllm": VLLM,
+    "triton": Triton,
+    "tgi": TGI,
+    "sglang": SGLang,
+    "llamacpp": LlamaCpp,
+    "ollama": Ollama,
+}

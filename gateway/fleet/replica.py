@@ -10,7 +10,7 @@ import httpx
 
 from gateway.call import Clock, Kind
 from gateway.dialects import Dialect
-from gateway.policy.balance import PeakEwma, ramp
+from gateway.policy.balance import Load, PeakEwma, ramp
 from gateway.policy.breaker import Breaker, State
 from gateway.transport import Target as Destination
 
@@ -96,6 +96,7 @@ class Replica:
         "endpoint",
         "inflight",
         "latency",
+        "load",
         "name",
         "weight",
     )
@@ -108,6 +109,7 @@ class Replica:
         self.weight = weight
         self.inflight = 0
         self.latency = PeakEwma()
+        self.load: Load | None = None  # what its engine said of late
         self.breaker = breaker
         self.cooling: dict[str, float] = {}  # until when, by the upstream's name of the model
         self._clock = clock

@@ -87,11 +87,8 @@ class OpenAI:
         changes: dict[str, bytes] = {}
         if model != call.model:
             changes["model"] = orjson.dumps(model)
-        if self.streams(call, model):
-            if not call.wants_usage:
-                changes["stream_options"] = usage_wish(call)
-            if not call.stream:
-                changes["stream"] = b"true"
+        if call.stream and not call.wants_usage:
+            changes["stream_options"] = usage_wish(call)
         return changes
 
     def translator(self, call: Call, model: str) -> None:

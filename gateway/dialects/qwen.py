@@ -13,6 +13,7 @@ from gateway.call import Call
 from gateway.dialects.openai import OpenAI
 from gateway.dialects.thinking import Thinking
 from gateway.outcome import Refusal
+from gateway.wire.patch import usage_wish
 
 _ONLY_STREAMS = re.compile(r"qwq|qvq|.*omni")
 # The open models that can think or not: they do unless told otherwise, and can then not be asked for a plain reply.
@@ -70,10 +71,14 @@ class Qwen(OpenAI):
         return _THINKS_UNASKED.match(name) is not None and Thinking.of(call.body).wanted == b"true"
 
     def changes(self, call: Call, model: str) -> dict[str, bytes]:
-        """As OpenAI's, and that a model is not to think where it could not answer otherwise."""
+        """As OpenAI's; a stream where there is nothing else; that a model is not to think where it could not answer otherwise."""
         changes = super().changes(call, model)
         if call.kind != "chat":
             return changes
+        if not call.stream and self.streams(call, model):
+            changes["stream"] = b"true"
+            if not call.wants_usage:
+                changes["stream_options"] = usage_wish(call)
         thinking = Thinking.of(call.body)
         changes |= thinking.at_top()
         if not call.stream and not thinking.wanted and _THINKS_UNASKED.match(model.lower()) is not None:

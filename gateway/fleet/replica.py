@@ -15,8 +15,9 @@ from gateway.policy.breaker import Breaker, State
 from gateway.transport import Target as Destination
 
 USER_AGENT = b"gateway"
-_MOST_DESTINATIONS = 1000  # where the path names the model, likewise
-_MOST_COOLING = 1000  # models of one replica; behind a pattern their names are the callers'
+_MOST_DESTINATIONS = 1000  # of one replica; behind a pattern models' names are the callers'
+_LONGEST_NAME = 256  # characters of a model's name for which anything is kept
+_MOST_COOLING = 1000  # models of one replica, likewise
 
 
 class Standing(StrEnum):
@@ -48,20 +49,24 @@ class Endpoint:
         self._url = url
         self._dialect = dialect
         self._headers = [*((name.encode(), value.encode()) for name, value in headers), (b"user-agent", USER_AGENT)]
-        self._destinations: dict[tuple[str, bool], Destination] = {}
+        self._destinations: dict[tuple[Kind, str, bool], Destination] = {}
 
     def destination(self, kind: Kind, model: str, *, stream: bool) -> Destination | None:
         """Where a request of this kind goes, ready but for its body; None where the upstream has nothing of that kind."""
+        known = self._destinations.get((kind, model, stream))
+        return self._made(kind, model, stream=stream) if known is None else known
+
+    def _made(self, kind: Kind, model: str, *, stream: bool) -> Destination | None:
         path = self._dialect.path(kind, model)
         if path is None:
             return None
-        if (known := self._destinations.get((path, stream))) is not None:
-            return known
-        if len(self._destinations) >= _MOST_DESTINATIONS:
-            self._destinations.clear()
         accept = b"text/event-stream" if stream else b"application/json"
         fields = [(b"content-type", b"application/json"), (b"accept", accept)]
-        made = self._destinations[path, stream] = self._destination("POST", self._url + path, fields)
+        made = self._destination("POST", self._url + path, fields)
+        if len(self._destinations) >= _MOST_DESTINATIONS:
+            self._destinations.clear()
+        if len(model) <= _LONGEST_NAME:
+            self._destinations[kind, model, stream] = made
         return made
 
     def models(self) -> Destination | None:

@@ -6,6 +6,7 @@ given back with what came of it, once. Must not know callers, routes or other at
 """
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -78,7 +79,18 @@ class Until(NamedTuple):
 class Attempt:
     """What one try borrows, and what came of it: `reply`, once it is there. Settling it twice is settling it once."""
 
-    __slots__ = ("_clock", "_deadline", "exchange", "lease", "phase", "reply", "response", "streams", "until", "upstream")
+    __slots__ = (
+        "_clock",
+        "_deadline",
+        "exchange",
+        "lease",
+        "phase",
+        "reply",
+        "response",
+        "streams",
+        "until",
+        "upstream",
+    )
 
     def __init__(self, upstream: Upstream, lease: Lease, exchange: Exchange, until: Until, clock: Clock) -> None:
         self.upstream = upstream
@@ -188,7 +200,7 @@ class Attempt:
         self._deadline = deadline
         return PreparedRequest(
             destination,
-            [(b"x-request-id", self.exchange.request_id.encode("ascii"))],
+            [(b"x-request-id", _numbered(self.exchange))],
             upstream.dialect.encode(call, lease.model),
             {"timeout": upstream.stream_timeout if streams else upstream.plain_timeout, "deadline": deadline},
         )
@@ -206,7 +218,8 @@ class Attempt:
             return await _plain(self.upstream, response, head.passed)
         stream = Stream(self, response, head.passed, self.upstream.dialect.translator(call, self.lease.model))
         if not call.stream:
-            return Plain(body := await _gathered(stream), head.passed, chat.read_chunk(body))
+            body = await _gathered(stream, call.choices)
+            return Plain(body, head.passed, chat.read_chunk(body))
         stream.first = await _first_events(stream)
         self.until = Until(_now() + self.upstream.timeouts.stream, self.exchange.deadline)
         self.outlive(min(self.until))
@@ -228,22 +241,22 @@ class Attempt:
 class Stream:
     """A stream whose first event with something in it is here. Whoever enters it settles it on leaving."""
 
-    __slots__ = ("_attempt", "_framer", "_reads", "_translator", "first", "headers")
+    __slots__ = ("_attempt", "_feed", "_reads", "_translator", "first", "headers")
 
     def __init__(
         self, attempt: Attempt, response: httpx.Response, headers: Fields, translator: Translator | None
     ) -> None:
         self._attempt = attempt
         self._reads = aiter(_stream_of(response))
-        self._framer = Framer()
         self._translator = translator
+        self._feed = Framer().feed if translator is None else _translating(translator)
         self.headers = headers
         self.first: list[Event] = []
 
     async def read(self) -> list[Event] | None:
         """The events that the next read completes, perhaps none; None at the end. Raises GatewayError."""
         try:
-            events = self._framer.feed(await anext(self._reads))
+            return self._feed(await anext(self._reads))
         except StopAsyncIteration:
             translator, self._translator = self._translator, None
             return None if translator is None else translator.end() or None
@@ -253,7 +266,6 @@ class Stream:
             ) from None
         except httpx.HTTPError as exception:
             raise self._attempt.told(exception) from exception
-        return events if self._translator is None else self._translator.take(events)
 
     def begun(self) -> None:
         """The first event is here."""
@@ -286,6 +298,12 @@ def blamed(exchange: Exchange) -> errors.GatewayError:
     return reason if isinstance(reason, errors.UpstreamError) else ABANDONED
 
 
+def _numbered(exchange: Exchange) -> bytes:
+    """The call's id, and from the second attempt on its number: an engine may not know yet that the first was given up."""
+    request_id = exchange.request_id.encode("ascii")
+    return request_id if exchange.attempts <= 1 else b"%b-%d" % (request_id, exchange.attempts)
+
+
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -294,6 +312,11 @@ def _stream_of(response: httpx.Response) -> httpx.AsyncByteStream:
     if not isinstance(response.stream, httpx.AsyncByteStream):
         raise TypeError("the transport is not asynchronous")
     return response.stream
+
+
+def _translating(translator: Translator) -> Callable[[bytes], list[Event]]:
+    feed = Framer().feed
+    return lambda data: translator.take(feed(data))
 
 
 def _is_plain(content_type: bytes, streams: bool) -> bool:
@@ -324,15 +347,17 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
     return b"".join(parts)
 
 
-async def _gathered(stream: Stream) -> bytes:
+async def _gathered(stream: Stream, choices: int) -> bytes:
     """A whole stream as the one reply that the caller asked for. Raises GatewayError."""
-    gathered = Gathered()
+    gathered = Gathered(choices)
     while not gathered.done and (events := await stream.read()) is not None:
         for _, data in events:
             if data and gathered.take(data):
                 raise stream.refusal(data)
         if gathered.size > LARGEST_REPLY:
             raise errors.UpstreamBroken("The upstream's answer is too large.", code="upstream_response_too_large")
+    if gathered.invalid:
+        raise errors.UpstreamBroken("The upstream sent an invalid event.", code="upstream_invalid_event")
     if not gathered.complete:
         raise errors.UpstreamBroken("The upstream ended the stream early.", code="upstream_stream_incomplete")
     return gathered.reply()
@@ -350,10 +375,8 @@ async def _plain(upstream: Upstream, response: httpx.Response, headers: Fields) 
 
 
 def _told_inside(refusal: Refusal) -> errors.GatewayError:
-    """An error that was told under status 200: its code may be the status that it should have had."""
-    code = refusal.code or ""
-    status = int(code) if code.isdecimal() and 400 <= int(code) < 600 else 500
-    return of_status(status, refusal, {})
+    """An error that was told under status 200: the upstream's own failure, unless its dialect knows better."""
+    return of_status(500, refusal, {})
 
 
 async def _first_events(stream: Stream) -> list[Event]:

@@ -16,7 +16,7 @@ Changes = Mapping[str, bytes]
 GONE = b""
 
 _Edit = tuple[int, int, bytes]
-_LOCATED = ("model", "stream_options")  # whose places the call knows, and that there are no two of them
+_LOCATED = frozenset(("model", "stream_options"))  # whose places the call knows, and that there are no two of them
 # A letter or an underscore of a name in disguise, as in "mod\u0065l".
 _DISGUISED = re.compile(rb"\\u00[567]")
 
@@ -39,12 +39,14 @@ def patched(call: Call, changes: Changes) -> bytes:
     """The call's body with these changes, and the body itself where there are none."""
     if not changes:
         return call.body
+    if not changes.keys() <= _LOCATED or GONE in changes.values():
+        return changed(call.body, changes)
     edits: list[_Edit] = []
-    for name, value in changes.items():
-        if name not in _LOCATED or not value:
-            return changed(call.body, changes)
-        at = call.model_at if name == "model" else call.options_at
-        edits.append(_insertion(call.body, [(name.encode(), value)], alone=False) if at is None else (*at, value))
+    if (model := changes.get("model")) is not None:
+        edits.append((*call.model_at, model))
+    if (options := changes.get("stream_options")) is not None:
+        at = call.options_at
+        edits.append(_first(call.body, b'"stream_options":%b,' % options) if at is None else (*at, options))
     return _spliced(call.body, edits)
 
 
@@ -92,9 +94,14 @@ def _cuts(found: list[Member], goes: list[bool]) -> Iterable[_Edit]:
 
 
 def _insertion(text: bytes, new: list[tuple[bytes, bytes]], *, alone: bool) -> _Edit:
-    at = text.index(b"{") + 1
     written = b",".join([b'"%b":%b' % member for member in new])
-    return at, at, written if alone else written + b","
+    return _first(text, written if alone else written + b",")
+
+
+def _first(text: bytes, written: bytes) -> _Edit:
+    """What comes before all that an object has."""
+    at = text.index(b"{") + 1
+    return at, at, written
 
 
 def _spliced(text: bytes, edits: list[_Edit]) -> bytes:

@@ -104,6 +104,7 @@ class _Builder:
             ConcurrencySettings(**settings.concurrency.values()),
             BALANCES[settings.balance](),
             Breaker(key, self._rng.random),
+            KINDS[settings.kind].refused,
         )
         replicas = [self.replica(url, weight=weight) for url, weight in settings.replicas]
         for named in (lambda url: url.partition("://")[2], str):

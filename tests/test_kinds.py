@@ -7,11 +7,13 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.assembly import build_fleet, dialect_of
 from gateway.config import ConfigError, Settings
 from gateway.dialects.triton import Triton
-from gateway.fleet import Fleet
+from gateway.errors import GatewayError, UpstreamQuota, UpstreamUnauthorized
+from gateway.fleet import Fleet, Lease
 
 
 def settings(**members: Any) -> Settings:
@@ -60,6 +62,26 @@ def test_grpc_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError) as caught:
         built(settings(url="grpc://triton:8001"))
     assert caught.value.mistakes == ("upstreams.there.url: grpc:// needs grpcio: install gateway[triton]",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "said"),
+    [
+        ("qwen", UpstreamUnauthorized("x"), {"hint": "a key belongs to one region, which must be the URL's"}),
+        ("qwen", UpstreamQuota("x"), {}),
+        ("openai", UpstreamUnauthorized("x"), {}),
+    ],
+)
+def test_a_key_that_is_refused_is_told_of_with_what_that_most_often_means_there(
+    kind: str, error: GatewayError, said: dict[str, str]
+) -> None:
+    there = built(settings(kind=kind, url="https://dashscope.example/v1")).upstreams["there"]
+    (replica,) = there.replicas
+    replica.inflight += 1
+    with capture_logs() as lines:
+        Lease(there, replica, "m", 0.0, learns=False).settle(error, 0.0)
+    (line,) = lines
+    assert line == {"event": "key_refused", "log_level": "error", "upstream": "there", "reason": error.code, **said}
 
 
 def test_a_grpc_url_has_a_replica_named_by_its_host_and_port() -> None:

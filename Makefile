@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PORT   ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clients test-storms test-failover bench check format lock clean
+.PHONY: help run test test-clients test-engines test-storms test-failover bench check format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -36,6 +36,12 @@ $(VENV)-clients/.ready: requirements/clients.txt pyproject.toml
 tests/clients/node/node_modules/.ready: tests/clients/node/package-lock.json
 	cd tests/clients/node && npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
+
+test-engines: $(VENV)-engines/.ready ## real engines behind a real gateway: Triton over HTTP and gRPC (half a gigabyte)
+	$(VENV)-engines/bin/python -m pytest -m engines tests/engines
+
+$(VENV)-engines/.ready: requirements/engines.txt pyproject.toml
+	$(call environment,$(VENV)-engines,requirements/engines.txt)
 
 test-storms: $(VENV)/.ready ## cancellations by the hundred thousand: no slot, descriptor or task may leak (minutes)
 	$(BIN)/python -m pytest -m storms tests
@@ -73,6 +79,7 @@ lock: ## write the lock files anew
 	$(LOCK) pyproject.toml requirements/bench.in -o requirements/bench.txt
 	$(LOCK) requirements/bench-litellm.in -o requirements/bench-litellm.txt
 	$(LOCK) requirements/clients.in -o requirements/clients.txt
+	$(LOCK) requirements/engines.in -o requirements/engines.txt
 	$(LOCK) requirements/build.in -o requirements/build.txt
 	$(LOCK) requirements/lock.in -o requirements/lock.txt
 

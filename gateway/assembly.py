@@ -2,25 +2,32 @@
 
 import asyncio
 import random
-from collections.abc import Iterable, Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import httpx
 import structlog
 
-from gateway import config
+from gateway import config, templates
 from gateway.admission import ConcurrencySettings
 from gateway.call import Clock
-from gateway.dialects import DIALECTS
+from gateway.dialects import DIALECTS, Dialect
+from gateway.dialects.azure import Azure
 from gateway.discovery import Discovery, system_lookup
 from gateway.fleet import Endpoint, Fleet, Hedge, Replica, Route, Rules, Target, Timeouts, Upstream
 from gateway.health import HealthChecks, HealthSettings
-from gateway.observe.upstreams import ReplicaReading, UpstreamReading
+from gateway.kinds import KINDS, UpstreamKind
+from gateway.load import LoadSettings, LoadWatch
+from gateway.observe.upstreams import EngineReading, ReplicaReading, UpstreamReading
 from gateway.policy.balance import BALANCES
 from gateway.policy.breaker import Breaker, BreakerSettings
 from gateway.policy.retry import RetrySettings
 from gateway.transport import TransportSettings, open_transport
+from gateway.transport.kserve import MissingExtra, open_kserve
 from gateway.transport.request import Origin
 from gateway.transport.resolver import DaemonThreads
 
@@ -72,11 +79,16 @@ class _Builder:
     ) -> None:
         self._name = name
         self._settings = settings
-        self._transport = transport or open_transport(TransportSettings(**settings.transport.values()))
+        try:
+            self._dialect = dialect_of(settings)
+            self._transport = transport or _transport(settings)
+        except templates.TemplateError as failure:
+            raise config.ConfigError([f"upstreams.{name}.template: {failure}"]) from None
+        except MissingExtra as failure:
+            raise config.ConfigError([f"upstreams.{name}.url: {failure}"]) from None
         self._rng = rng
         self._clock = clock
-        self._dialect = DIALECTS[settings.kind]
-        self._headers = list(_headers(settings))
+        self._headers = list(_headers(self._dialect, settings))
         breaker = settings.breaker.values()
         self._slow_start: float = breaker.pop("slow_start")
         self._breaker = BreakerSettings(**breaker)
@@ -92,6 +104,7 @@ class _Builder:
             ConcurrencySettings(**settings.concurrency.values()),
             BALANCES[settings.balance](),
             Breaker(key, self._rng.random),
+            KINDS[settings.kind].refused,
         )
         replicas = [self.replica(url, weight=weight) for url, weight in settings.replicas]
         for named in (lambda url: url.partition("://")[2], str):
@@ -122,6 +135,10 @@ class _Builder:
                 chance=chance,
                 logger=logger,
             )
+        figures = KINDS[settings.kind].figures
+        if figures is not None and settings.load.enabled is not False:
+            look = LoadSettings(settings.load.path, settings.load.interval)
+            yield LoadWatch(upstream, figures, look, clock=self._clock, sleep=asyncio.sleep, chance=chance)
 
     def replica(self, url: str, address: str | None = None, weight: float = 1.0) -> Replica:
         """One more of them."""
@@ -130,19 +147,56 @@ class _Builder:
         return Replica(endpoint, breaker, self._clock, self._slow_start, weight)
 
 
-def _headers(upstream: config.Upstream) -> Iterable[tuple[str, str]]:
-    dialect = DIALECTS[upstream.kind]
+def dialect_of(settings: config.Upstream) -> Dialect:
+    """What an upstream speaks: by its kind, and by the settings that only its kind has. Raises TemplateError."""
+    if settings.azure is not None:
+        return Azure(**settings.azure.values())
+    return DIALECTS[settings.kind](**_OF_A_KIND.get(settings.kind, _nothing)(settings))
+
+
+def _transport(settings: config.Upstream) -> httpx.AsyncBaseTransport:
+    """The way to an upstream, by the scheme of its URLs. Raises MissingExtra."""
+    grpc = settings.replicas[0][0].startswith("grpc")
+    return (open_kserve if grpc else open_transport)(TransportSettings(**settings.transport.values()))
+
+
+def _nothing(_: config.Upstream) -> dict[str, Any]:
+    return {}
+
+
+def _tensors(settings: config.Upstream) -> dict[str, Any]:
+    return {
+        "profile": settings.profile,
+        "tensors": settings.tensors,
+        "template": None if settings.template is None else templates.load(Path(settings.template)),
+        "max_tokens": settings.max_tokens,
+        "cumulative": settings.cumulative,
+        "mint": lambda: (uuid.uuid4().hex, int(time.time())),  # noqa: TID251 - shown to people
+    }
+
+
+_OF_A_KIND: dict[UpstreamKind, Callable[[config.Upstream], dict[str, Any]]] = {"triton": _tensors}
+"""What a kind's dialect is told of its settings, where it has any."""
+
+
+def _headers(dialect: Dialect, upstream: config.Upstream) -> Iterable[tuple[str, str]]:
     yield from dialect.headers(None if upstream.api_key is None else upstream.api_key.get_secret_value())
     for header, value in (("openai-organization", upstream.organization), ("openai-project", upstream.project)):
         if value is not None:
             yield header, value
 
 
+def _engine(replica: Replica) -> EngineReading | None:
+    load = replica.load
+    return None if load is None else EngineReading(load.running, load.waiting, load.kv)
+
+
 def readings(fleet: Fleet, now: float) -> Iterable[UpstreamReading]:
     """How the fleet stands, for the metrics."""
     for upstream in fleet.upstreams.values():
         replicas = [
-            ReplicaReading(replica.name, replica.standing(now), replica.inflight) for replica in upstream.replicas
+            ReplicaReading(replica.name, replica.standing(now), replica.inflight, _engine(replica))
+            for replica in upstream.replicas
         ]
         yield UpstreamReading(
             upstream.name,

@@ -15,6 +15,8 @@ import click
 from gateway import __version__
 from gateway.config import (
     ConfigError,
+    Settings,
+    Upstream,
     announcement,
     demo_ports,
     find,
@@ -22,6 +24,7 @@ from gateway.config import (
     listening,
     load,
     process_environment,
+    require_extras,
     require_files,
     schema,
 )
@@ -56,13 +59,15 @@ def main() -> None:
 def serve(named: Path | None, host: str | None, port: int | None, admin_port: int | None) -> None:
     """Serve until told to stop.
 
-    Without a config file, OPENAI_API_KEY is enough: every model goes to OpenAI, and GATEWAY_KEY is the callers' key.
+    Without a config file, the environment is enough: OPENAI_API_KEY, DASHSCOPE_API_KEY, VLLM_URL and TRITON_URL say where
+    calls go, and GATEWAY_KEY is the callers' key.
     """
     environ = process_environment()
     path = find(named, environ)
     with _told():
-        settings = load(path, environ) if path else from_environment(environ)
+        settings = load(path, environ) if path else from_environment(environ, _listing)
         settings = listening(settings, host=host, port=port, admin_port=admin_port, exposable=path is not None)
+        require_extras(settings)
         require_files(settings)
     for line in announcement(settings) if path is None else ():
         click.echo(line, err=True)
@@ -90,15 +95,21 @@ def demo(port: int | None, admin_port: int | None) -> None:
 
 @main.command()
 @config_option
-def check(named: Path | None) -> None:
+@click.option("--online", is_flag=True, help="Ask every upstream, too, for its models, with its key.")
+def check(named: Path | None, online: bool) -> None:
     """Read the config and tell every mistake in it, each with its line and path."""
     environ = process_environment()
     path = find(named, environ)
     with _told():
-        settings = load(path, environ) if path else from_environment(environ)
+        settings = load(path, environ) if path else from_environment(environ, _listing if online else None)
+        require_extras(settings)
+        if online:
+            require_files(settings)
     counted = ((settings.upstreams, "upstream"), (settings.models, "model"), (settings.auth.keys, "key"))
     told = ", ".join(f"{len(things)} {word}{'' if len(things) == 1 else 's'}" for things, word in counted)
     click.echo(f"{path or 'environment'}: ok ({told})")
+    if online:
+        sys.exit(_ask(settings))
 
 
 @main.command()
@@ -112,7 +123,7 @@ def explain(named: Path | None, model: str, url: str | None) -> None:
     environ = process_environment()
     path = find(named, environ)
     with _told():
-        settings = load(path, environ) if path else from_environment(environ)
+        settings = load(path, environ) if path else from_environment(environ, _listing)
         click.echo(explained(settings, model, None if url is None else read(url)))
 
 
@@ -125,6 +136,25 @@ def config() -> None:
 def config_schema() -> None:
     """Print the JSON Schema of the config file."""
     click.echo(json.dumps(schema(), indent=2))
+
+
+def _listing(upstream: Upstream) -> list[str]:
+    """The models that an upstream lists. Raises ConfigError."""
+    from gateway.online import listing  # noqa: PLC0415  # as in `serve`
+
+    return listing(upstream)
+
+
+def _ask(settings: Settings) -> int:
+    """Ask the upstreams, print what comes of it, and return the exit code."""
+    from gateway.online import checked, told  # noqa: PLC0415  # as in `serve`
+
+    failed = False
+    with _told():
+        for is_failure, line in told(settings, checked(settings)):
+            click.echo(line, err=is_failure)
+            failed |= is_failure
+    return int(failed)
 
 
 @contextmanager

@@ -65,8 +65,8 @@ class HealthChecks:
     async def check(self, replica: Replica) -> bool:
         """Ask once, and set `replica.healthy` by it: whether it answered, to the end and in time.
 
-        Any status under 500 will do, 401 and 404 too: it takes a living server to say so. Raises nothing but its
-        cancellation.
+        Any status under 500 will do, 401 and 404 too, for it takes a living server to say so; unless its kind has a word
+        of its own for being unwell. Raises nothing but its cancellation.
         """
         try:
             async with asyncio.timeout(self._settings.timeout):
@@ -75,7 +75,7 @@ class HealthChecks:
             return replica.healthy
         except Exception as failure:  # noqa: BLE001  # whatever it is, it was not an answer
             return self._bad(replica, type(failure).__name__)
-        return self._good(replica) if status < 500 else self._bad(replica, str(status))
+        return self._good(replica) if status < self._upstream.dialect.ailing else self._bad(replica, str(status))
 
     async def _status(self, replica: Replica) -> int:
         request = PreparedRequest(self._ask(replica), [], b"", {"timeout": _PHASES})

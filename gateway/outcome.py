@@ -201,16 +201,21 @@ def of_exception(exception: httpx.HTTPError, phase: Phase) -> errors.GatewayErro
 
 
 class Refusal(NamedTuple):
-    """An upstream's error in OpenAI's four words; a dialect fills it, whatever the upstream calls them."""
+    """An upstream's error in OpenAI's four words; a dialect fills it, whatever the upstream calls them.
+
+    `status`: the one that says what is meant, where that is not the one that came.
+    """
 
     message: str = ""
     type: str = ""
     param: str | None = None
     code: str | None = None
+    status: int | None = None
 
 
 def of_status(status: int, refusal: Refusal, headers: Mapping[str, str]) -> errors.GatewayError:
     """What an answer outside 200-299 means. `headers`: lower-case names; only when to come back is read of them."""
+    status = refusal.status or status
     rule = _STATUSES.get(status) or _CLASSES.get(status // 100) or _unexpected
     return rule(status, refusal, retry_after(headers))
 
@@ -238,9 +243,7 @@ def _until(then: str, now: str) -> float | None:
     return min(max(waiting.total_seconds(), 0.0), _LONGEST_WAIT)
 
 
-def _throttled(status: int, refusal: Refusal, again: float | None) -> errors.GatewayError:
-    if "insufficient_quota" in (refusal.type, refusal.code):
-        return _dry(status, refusal, again)
+def _throttled(_status: int, _refusal: Refusal, again: float | None) -> errors.GatewayError:
     return errors.UpstreamThrottled("The upstream is limiting the rate of requests.", again=again)
 
 
@@ -251,12 +254,6 @@ def _dry(_status: int, _refusal: Refusal, again: float | None) -> errors.Gateway
 
 def _unauthorized(*_: object) -> errors.GatewayError:
     return errors.UpstreamUnauthorized("The upstream did not accept the gateway's credentials.")
-
-
-def _forbidden(_status: int, refusal: Refusal, again: float | None) -> errors.GatewayError:
-    if refusal.code == "model_not_found":  # how OpenAI says that a project may not use this one model
-        return _rejected(404, refusal, again)
-    return _unauthorized()
 
 
 def _unavailable(status: int, refusal: Refusal, again: float | None) -> errors.GatewayError:
@@ -299,7 +296,7 @@ _Reading = Callable[[int, Refusal, float | None], errors.GatewayError]
 _STATUSES: dict[int, _Reading] = {
     401: _unauthorized,
     402: _dry,
-    403: _forbidden,
+    403: _unauthorized,
     407: _unauthorized,
     408: _failed,
     425: _failed,

@@ -285,7 +285,7 @@ def test_a_wait_that_is_cut_off_before_it_has_begun_leaves_nothing(scene: Scene)
 
 def replica(loop: SteppedLoop, name: str) -> Replica:
     breaker = Breaker(BreakerSettings(), lambda: 0.5)
-    return Replica(Endpoint(f"http://{name}:8000/v1", DIALECTS["openai"], []), breaker, loop.time, 30.0)
+    return Replica(Endpoint(f"http://{name}:8000/v1", DIALECTS["openai"](), []), breaker, loop.time, 30.0)
 
 
 def upstream(loop: SteppedLoop, *names: str, limit: int = 1, length: int = 3) -> Upstream:
@@ -293,7 +293,7 @@ def upstream(loop: SteppedLoop, *names: str, limit: int = 1, length: int = 3) ->
     concurrency = ConcurrencySettings(limit, length, WAIT)
     rules = Rules(Timeouts(), RetrySettings(), concurrency, LeastLoad(), key)
     transport = httpx.MockTransport(lambda _: httpx.Response(500))
-    return Upstream("up", DIALECTS["openai"], [replica(loop, name) for name in names], transport, rules)
+    return Upstream("up", DIALECTS["openai"](), [replica(loop, name) for name in names], transport, rules)
 
 
 def queued(loop: SteppedLoop, made: Upstream, *shunned: Replica) -> asyncio.Task[Replica]:

@@ -309,14 +309,11 @@ def test_a_key_is_not_put_out_by_anything_but_a_refusal() -> None:
 
 def test_an_upstreams_key_goes_there_and_nowhere_else() -> None:
     fleet, *_ = described({"a": {**URLS["a"], "api_key": "sk-a"}, "b": URLS["b"]})
-    sent = {
-        name: [
-            value
-            for field, value in one.replicas[0].endpoint.destination("chat", stream=True).headers
-            if field == b"authorization"
-        ]
-        for name, one in fleet.upstreams.items()
-    }
+    sent: dict[str, list[bytes]] = {}
+    for name, one in fleet.upstreams.items():
+        destination = one.replicas[0].endpoint.destination("chat", "m", stream=True)
+        assert destination is not None
+        sent[name] = [value for field, value in destination.headers if field == b"authorization"]
     assert sent == {"a": [b"Bearer sk-a"], "b": []}
 
 
@@ -366,7 +363,7 @@ def test_a_kind_that_costs_nothing_to_ask_is_asked_unless_it_is_said_not_to(
     class Free(OpenAI):
         checked = True
 
-    monkeypatch.setitem(DIALECTS, "openai", Free())
+    monkeypatch.setitem(DIALECTS, "openai", Free)
     _, watchers, _ = described({"a": {**URLS["a"], "health": health}})
     assert kinds(watchers) == found
 
@@ -415,7 +412,8 @@ async def test_every_address_of_a_name_is_a_replica_made_as_the_settings_say() -
     await watcher.refresh()
     found = {replica.name: replica for replica in made.replicas}
     replica = found["127.0.0.1:8123"]
-    destination = replica.endpoint.destination("embeddings", stream=False)
+    destination = replica.endpoint.destination("embeddings", "m", stream=False)
+    assert destination is not None
     assert str(destination.url) == "http://localhost:8123/base/embeddings"
     assert destination.address == "127.0.0.1"
     assert (b"authorization", b"Bearer sk-up") in destination.headers

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from gateway import __version__
 from gateway.cli import main
 from gateway.config import Settings
+from gateway.kinds import KINDS
 
 GOOD = """\
 auth: {keys: [{name: a, key: "${CALLERS_KEY}"}]}
@@ -24,7 +25,12 @@ models:
   one: {targets: [{upstream: there}]}
   two: {targets: [{upstream: there, model: one}]}
 """
-UNSET = {"OPENAI_API_KEY": None, "GATEWAY_KEY": None, "GATEWAY_CONFIG": None, "OPENAI_BASE_URL": None, "PORT": None}
+UNSET = dict.fromkeys(
+    [
+        *("OPENAI_API_KEY", "OPENAI_BASE_URL", "DASHSCOPE_API_KEY", "DASHSCOPE_BASE_URL", "VLLM_URL", "VLLM_API_KEY"),
+        *("TRITON_URL", "TRITON_MODEL", "TRITON_TEMPLATE", "GATEWAY_KEY", "GATEWAY_CONFIG", "PORT"),
+    ]
+)
 PROCESS = Path(sys.executable).parent / "gateway"
 
 
@@ -69,12 +75,12 @@ def test_check_finds_the_file_by_itself_or_by_the_environment() -> None:
 
 
 def test_check_tells_every_mistake_on_stderr_and_fails() -> None:
-    Path("gateway.yaml").write_text(GOOD.replace("openai", "qwen") + "retries: {attempts: 3}\n")
+    Path("gateway.yaml").write_text(GOOD.replace("openai", "gemini") + "retries: {attempts: 3}\n")
     result = run("check", CALLERS_KEY="short")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
         "gateway.yaml:1: auth.keys[0].key: must be at least 8 visible ASCII characters without spaces",
-        "gateway.yaml:3: upstreams.there.kind: not supported; supported here: openai",
+        f"gateway.yaml:3: upstreams.there.kind: not supported; supported here: {', '.join(KINDS)}",
         "gateway.yaml:7: retries: unknown key; known here: server, auth, upstreams, models, timeouts, retry, breaker, log",
     ]
 
@@ -84,7 +90,8 @@ def test_check_without_a_file_looks_at_the_environment() -> None:
     result = run("check")
     assert result.exit_code == 1
     assert result.stderr == (
-        "no config file and no OPENAI_API_KEY: name a file with --config or GATEWAY_CONFIG, or set OPENAI_API_KEY\n"
+        "no config file and none of OPENAI_API_KEY, DASHSCOPE_API_KEY, VLLM_URL, TRITON_URL: "
+        "name a file with --config or GATEWAY_CONFIG, or set one of them\n"
     )
 
 

@@ -32,12 +32,17 @@ from gateway.config import (
     from_environment,
     listening,
     load,
+    require_extras,
     resolve,
     schema,
 )
 from gateway.config.document import read
+from gateway.config.fields import TENSORS
+from gateway.dialects import DIALECTS
+from gateway.dialects.triton import MEANINGS, PROFILES
 from gateway.fleet import Timeouts as FleetTimeouts
 from gateway.health import HealthSettings
+from gateway.kinds import KINDS, UpstreamKind
 from gateway.policy.balance import BALANCES
 from gateway.policy.breaker import BreakerSettings
 from gateway.policy.retry import RetrySettings
@@ -227,6 +232,57 @@ def test_defaults_are_those_of_the_code_that_they_set() -> None:
     breaker = msgspec.structs.asdict(BreakerSettings())
     assert Breaker().values() == {name: breaker[name] for name in breaker if name != "jitter"} | {"slow_start": 30.0}
     assert set(get_args(Upstream.model_fields["balance"].annotation)) == set(BALANCES)
+
+
+def test_each_kind_is_in_the_one_list_and_has_a_dialect() -> None:
+    assert set(get_args(UpstreamKind)) == set(KINDS) == set(DIALECTS)
+    assert TENSORS == MEANINGS
+    assert set(get_args(Upstream.model_fields["profile"].annotation)) == set(PROFILES)
+    assert all(setting in Upstream.model_fields for traits in KINDS.values() for setting in traits.settings)
+
+
+def test_each_kind_can_be_said_with_what_only_it_has() -> None:
+    config = loaded(
+        """
+        auth: {required: false}
+        upstreams:
+          azure: {kind: openai, url: https://r.openai.azure.com/, azure: {api_version: 2024-10-21}}
+          newer: {kind: openai, url: https://r.openai.azure.com, azure: {}}
+          triton: {kind: triton, urls: ["grpc://a:8001/", "grpcs://b:8001"], tensors: {text_input: PROMPT, seed: null}}
+          vllm: {kind: vllm, url: http://a/v1, load: {enabled: yes, path: /engine/metrics, interval: 3}}
+        models: {m: {targets: [{upstream: azure}]}}
+        """
+    )
+    azure, newer, triton, vllm = config.upstreams.values()
+    assert azure.azure is not None
+    assert newer.azure is not None
+    assert (azure.azure.api_version, newer.azure.api_version) == ("2024-10-21", None)
+    assert triton.replicas == (("grpc://a:8001", 1.0), ("grpcs://b:8001", 1.0))
+    assert triton.tensors == {"text_input": "PROMPT", "seed": None}
+    assert (triton.profile, triton.template, triton.max_tokens, triton.cumulative) == ("python", None, 1024, False)
+    assert vllm.load.values() == {"enabled": True, "path": "/engine/metrics", "interval": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ("url: http://a", []),
+        ("url: http://a, template: /t", ["template: needs jinja2, tokenizers, not installed"]),
+        ("url: 'grpc://a:1'", ["url: needs grpc, not installed"]),
+        (
+            "url: 'grpcs://a:1', template: /t",
+            ["template: needs jinja2, tokenizers, not installed", "url: needs grpc, not installed"],
+        ),
+    ],
+)
+def test_what_is_not_installed_is_told_only_to_whom_it_is_needed_by(members: str, expected: list[str]) -> None:
+    config = loaded(with_upstream(members).replace("openai", "triton"))
+    told = [f"upstreams.there.{mistake}: pip install gateway[triton]" for mistake in expected]
+    if told:
+        with pytest.raises(ConfigError) as caught:
+            require_extras(config, lambda _: None)
+        assert list(caught.value.mistakes) == told
+    require_extras(config, lambda module: module)
 
 
 # --- scalars and variables ----------------------------------------------------------------------------------------
@@ -468,8 +524,65 @@ BAD = {
         ["8: log.Format: unknown key; known here: format, level"],
     ),
     "a kind that is not there yet": (
-        GOOD.replace("kind: openai", "kind: vllm"),
-        ["5: upstreams.openai.kind: not supported; supported here: openai"],
+        GOOD.replace("kind: openai", "kind: gemini"),
+        [f"5: upstreams.openai.kind: not supported; supported here: {', '.join(KINDS)}"],
+    ),
+    "what goes with another kind": (
+        (
+            "auth: {required: false}\nupstreams:\n"
+            "  a: {kind: vllm, url: 'http://a/v1', azure: {}}\n"
+            "  b: {kind: openai, url: 'grpc://b:8001', template: /t, tensors: {seed: S}, max_tokens: 7, cumulative: yes}\n"
+            "  c: {kind: qwen, urls: ['http://c/v1', {url: 'grpcs://c:1'}], load: {enabled: yes}}\n"
+            "  d: {kind: openai, url: 'http://d', profile: python, load: {enabled: no}}\n"
+            "models: {m: {targets: [{upstream: a}]}}\n"
+        ),
+        [
+            "3: upstreams.a.azure: needs kind: openai",
+            *(
+                f"4: upstreams.b.{setting}: needs kind: triton"
+                for setting in ("cumulative", "max_tokens", "template", "tensors")
+            ),
+            "4: upstreams.b.url: grpc:// needs kind: triton",
+            "5: upstreams.c.urls[1].url: grpcs:// needs kind: triton",
+            "5: upstreams.c.urls: must be all grpc:// or all http://",
+            "5: upstreams.c.load.enabled: needs kind: vllm, tgi, sglang, llamacpp",
+            "6: upstreams.d.profile: needs kind: triton",
+        ],
+    ),
+    "an Azure that can't be": (
+        (
+            "auth: {required: false}\nupstreams:\n"
+            "  a: {kind: openai, url: 'https://a.openai.azure.com/openai/v1', azure: {api_version: 'a b'}}\n"
+            "  b: {kind: openai, url: 'https://b', azure: {version: 1}}\n"
+            "models: {m: {targets: [{upstream: a}]}}\n"
+        ),
+        [
+            "3: upstreams.a.azure.api_version: must be visible ASCII characters without spaces, and not empty",
+            "3: upstreams.a.url: with azure it must be the resource's URL, the part before /openai",
+            "4: upstreams.b.azure.version: unknown key; known here: api_version",
+        ],
+    ),
+    "a Triton that can't be": (
+        (
+            "auth: {required: false}\nupstreams:\n"
+            "  a: {kind: triton, url: 'grpc://a', discovery: dns, transport: {engine: httpx}}\n"
+            "  b: {kind: triton, url: 'grpc://b:8001/v2', profile: onnx, template: '', max_tokens: 0}\n"
+            "  c: {kind: triton, url: 'http://c', tensors: {text_input: , prompt: P, seed: '', top_k: }}\n"
+            "models: {m: {targets: [{upstream: a}]}}\n"
+        ),
+        [
+            "3: upstreams.a.url: a grpc:// URL has a host, a port and no path",
+            "3: upstreams.a.discovery: dns needs an http:// or https:// URL",
+            "3: upstreams.a.transport.engine: httpx needs an http:// or https:// URL",
+            "3: upstreams.a.discovery: dns needs transport.engine: own",
+            "4: upstreams.b.profile: not supported; supported here: vllm_backend, tensorrtllm, python",
+            "4: upstreams.b.template: must not be empty",
+            "4: upstreams.b.max_tokens: must be more than 0",
+            "4: upstreams.b.url: a grpc:// URL has a host, a port and no path",
+            f"5: upstreams.c.tensors.prompt: no tensor means this; known here: {', '.join(sorted(TENSORS))}",
+            "5: upstreams.c.tensors.seed: must not be empty",
+            "5: upstreams.c.tensors.text_input: every model has this one: give its name",
+        ],
     ),
     "a log format that is not there": (
         with_extra("log: {format: xml, level: loud}"),
@@ -747,7 +860,7 @@ def test_mistakes_of_every_sort_are_told_at_once() -> None:
             - {name: a, key: "${MISSING}"}
             - {name: a, key: short}
         upstreams:
-          openai: {kind: qwen, url: "ftp://x", api_key: "${MISSING}"}
+          openai: {kind: gemini, url: "ftp://x", api_key: "${MISSING}"}
           Bad: {kind: openai}
         models:
           gpt-4.1:
@@ -763,7 +876,7 @@ def test_mistakes_of_every_sort_are_told_at_once() -> None:
         "5: auth.keys[1].key: must be at least 8 visible ASCII characters without spaces",
         "5: auth.keys[1].name: the same name as auth.keys[0]",
         "7: upstreams.openai.api_key: the environment variable MISSING is not set",
-        "7: upstreams.openai.kind: not supported; supported here: openai",
+        f"7: upstreams.openai.kind: not supported; supported here: {', '.join(KINDS)}",
         "7: upstreams.openai.url: must be an http:// or https:// URL with a host",
         "8: upstreams.Bad: must match [a-z0-9][a-z0-9_-]{0,62}, and not be unknown",
         "8: upstreams.Bad.url: required: give url, or urls for several replicas",
@@ -907,6 +1020,11 @@ SETTINGS = st.sampled_from(
         "transport",
         "health",
         "path",
+        "azure",
+        "tensors",
+        "template",
+        "load",
+        "enabled",
     ]
 )
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["${A}", "*"])
@@ -1004,27 +1122,133 @@ def test_a_gateway_key_in_the_environment_is_the_callers_key() -> None:
     ]
 
 
+def everything(**environ: str) -> dict[str, str]:
+    return {
+        "OPENAI_API_KEY": "sk-planted-openai",
+        "DASHSCOPE_API_KEY": "sk-planted-qwen",
+        "VLLM_URL": "http://v-0:8000, http://v-1:8000/",
+        "TRITON_URL": "grpc://triton:8001",
+        "TRITON_MODEL": "ensemble",
+        "TRITON_TEMPLATE": "/models/qwen",
+        **environ,
+    }
+
+
+def routes(config: Settings) -> dict[str, str]:
+    return {name: model.targets[0].upstream for name, model in config.models.items()}
+
+
+def test_each_variable_brings_its_upstream_and_what_it_serves() -> None:
+    asked: list[Upstream] = []
+
+    def listing(upstream: Upstream) -> list[str]:
+        asked.append(upstream)
+        return ["b", "a", "with a space", "pattern*", "unknown", "ensemble", "x" * 300]
+
+    config = from_environment(everything(VLLM_API_KEY="sk-planted-vllm", TRITON_PROFILE="tensorrtllm"), listing)
+    assert {name: upstream.kind for name, upstream in config.upstreams.items()} == {
+        name: name for name in ("triton", "vllm", "qwen", "openai")
+    }
+    assert routes(config) == {"a": "vllm", "b": "vllm", "ensemble": "triton", "qwen*": "qwen", "*": "openai"}
+    triton, vllm, qwen, _ = config.upstreams.values()
+    assert (triton.url, triton.template, triton.profile) == ("grpc://triton:8001", "/models/qwen", "tensorrtllm")
+    assert vllm.replicas == (("http://v-0:8000/v1", 1.0), ("http://v-1:8000/v1", 1.0))
+    assert qwen.url == "https://dashscope.aliyuncs.com/compatible-mode/v1"
+    assert [upstream.replicas for upstream in asked] == [vllm.replicas]
+    assert vllm.api_key is not None
+    assert vllm.api_key.get_secret_value() == "sk-planted-vllm"
+    told = announcement(config)
+    assert told[0] == (
+        "no config file, so from the environment: a, b go to http://v-0:8000 and http://v-1:8000; "
+        "ensemble goes to grpc://triton:8001; qwen* goes to https://dashscope.aliyuncs.com; "
+        'every other model ("*") goes to https://api.openai.com'
+    )
+    assert "planted" not in "".join(told)
+
+
+def test_without_openai_a_vllm_serves_what_nobody_else_does_and_is_asked_nothing() -> None:
+    def listing(_: Upstream) -> list[str]:
+        raise AssertionError("not asked")
+
+    config = from_environment({"VLLM_URL": "http://v/base/v1", "DASHSCOPE_API_KEY": "k"}, listing)
+    assert config.upstreams["vllm"].replicas == (("http://v/base/v1", 1.0),)
+    assert routes(config) == {"qwen*": "qwen", "*": "vllm"}
+    assert announcement(config)[0].endswith('; every other model ("*") goes to http://v')
+
+
+def test_what_nobody_serves_is_told() -> None:
+    config = from_environment({"TRITON_URL": "http://t:8000", "TRITON_MODEL": "llm", "GATEWAY_KEY": "long-enough"})
+    assert routes(config) == {"llm": "triton"}
+    assert announcement(config) == [
+        "no config file, so from the environment: llm goes to http://t:8000; no other model is served",
+        "TRITON_TEMPLATE is not set: triton serves completions, and no chat",
+        "callers must send GATEWAY_KEY",
+    ]
+
+
+def test_many_models_are_told_by_the_first_and_their_number() -> None:
+    environ = {"VLLM_URL": "http://v", "OPENAI_API_KEY": "k", "DASHSCOPE_BASE_URL": "https://unused"}
+    config = from_environment(environ, lambda _: [f"m{number}" for number in range(9)])
+    assert announcement(config)[0].startswith(
+        "no config file, so from the environment: m0, m1, m2, m3, m4, 4 more go to http://v; "
+    )
+
+
+def test_where_nobody_may_ask_a_vllm_beside_openai_has_no_models_yet() -> None:
+    assert routes(from_environment({"VLLM_URL": "http://v", "OPENAI_API_KEY": "k"})) == {"*": "openai"}
+
+
+def test_a_vllm_that_does_not_tell_its_models_is_one_line() -> None:
+    def listing(_: Upstream) -> list[str]:
+        raise ConfigError(["does not tell"])
+
+    with pytest.raises(ConfigError) as caught:
+        from_environment({"VLLM_URL": "http://v", "OPENAI_API_KEY": "k"}, listing)
+    assert caught.value.mistakes == ("VLLM_URL: does not tell",)
+
+
+NONE_OF_THEM = (
+    "no config file and none of OPENAI_API_KEY, DASHSCOPE_API_KEY, VLLM_URL, TRITON_URL: "
+    "name a file with --config or GATEWAY_CONFIG, or set one of them"
+)
+NO_URL = "must be an http:// or https:// URL with a host"
+
+
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
-        (
-            {},
-            [
-                "no config file and no OPENAI_API_KEY: name a file with --config or GATEWAY_CONFIG, or set OPENAI_API_KEY"
-            ],
-        ),
-        (
-            {"OPENAI_API_KEY": ""},
-            [
-                "no config file and no OPENAI_API_KEY: name a file with --config or GATEWAY_CONFIG, or set OPENAI_API_KEY"
-            ],
-        ),
+        ({}, [NONE_OF_THEM]),
+        (dict.fromkeys(["OPENAI_API_KEY", "DASHSCOPE_API_KEY", "VLLM_URL", "TRITON_URL"], ""), [NONE_OF_THEM]),
+        ({"TRITON_MODEL": "m", "GATEWAY_KEY": "long-enough"}, [NONE_OF_THEM]),
         (
             {"OPENAI_API_KEY": "a b", "OPENAI_BASE_URL": "ftp://x", "GATEWAY_KEY": "short"},
             [
                 "GATEWAY_KEY: must be at least 8 visible ASCII characters without spaces",
-                "OPENAI_BASE_URL: must be an http:// or https:// URL with a host",
+                f"OPENAI_BASE_URL: {NO_URL}",
                 "OPENAI_API_KEY: must be visible ASCII characters without spaces, and not empty",
+            ],
+        ),
+        (
+            {"DASHSCOPE_API_KEY": "a b", "DASHSCOPE_BASE_URL": "grpc://x:1"},
+            [
+                "DASHSCOPE_API_KEY: must be visible ASCII characters without spaces, and not empty",
+                "DASHSCOPE_BASE_URL: grpc:// needs kind: triton",
+            ],
+        ),
+        ({"VLLM_URL": "v:8000"}, [f"VLLM_URL: {NO_URL}"]),
+        ({"VLLM_URL": "http://v,http://v/"}, ["VLLM_URL: the same URL as urls[0]"]),
+        ({"VLLM_URL": " , "}, ["VLLM_URL: required: give url, or urls for several replicas"]),
+        (
+            {"VLLM_URL": "http://v", "VLLM_API_KEY": "a b"},
+            ["VLLM_API_KEY: must be visible ASCII characters without spaces, and not empty"],
+        ),
+        ({"TRITON_URL": "http://t"}, ["TRITON_URL: needs TRITON_MODEL, the name of the model to serve"]),
+        (
+            {"TRITON_URL": "t", "TRITON_MODEL": "a b", "TRITON_PROFILE": "onnx"},
+            [
+                f"TRITON_URL: {NO_URL}",
+                "TRITON_PROFILE: not supported; supported here: vllm_backend, tensorrtllm, python",
+                "TRITON_MODEL: a model's name is 1 to 256 characters without spaces, dollar signs or braces",
             ],
         ),
     ],

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from gateway.cli import main
-from gateway.config import ConfigError, load, schema
+from gateway.config import ConfigError, environment, load, schema
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -80,7 +80,9 @@ def test_no_row_is_left_of_a_setting_that_is_gone() -> None:
     assert sorted(documented) == sorted(ROWS)
 
 
-@pytest.mark.parametrize("name", ["GATEWAY_CONFIG", "OPENAI_API_KEY", "OPENAI_BASE_URL", "GATEWAY_KEY", "PORT"])
+@pytest.mark.parametrize(
+    "name", ["GATEWAY_CONFIG", "OPENAI_API_KEY", *environment._STARTS, *environment._VARIABLES.values(), "PORT"]
+)
 def test_every_variable_is_told(name: str) -> None:
     assert f"`{name}`" in DOCS
 

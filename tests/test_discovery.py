@@ -21,6 +21,7 @@ from gateway.policy.breaker import Breaker, BreakerSettings
 from gateway.policy.retry import RetrySettings
 from gateway.tasks import spawn
 from gateway.transport import Engine, PreparedRequest
+from gateway.transport import Target as Destination
 from gateway.transport.resolver import DaemonThreads
 from tests.support.clock import virtual_time
 from tests.support.upstream import ScriptedUpstream, forever, read, reply, send, wait_for
@@ -28,6 +29,12 @@ from tests.support.upstream import ScriptedUpstream, forever, read, reply, send,
 anyio_backend = virtual_time
 
 HOST = "vllm.models.svc"
+
+
+def chat_at(replica: Replica) -> Destination:
+    found = replica.endpoint.destination("chat", "m", stream=False)
+    assert found is not None
+    return found
 
 
 class Names:
@@ -54,7 +61,7 @@ class Scene:
         self._log = LogCapture()
         breaker = Breaker(BreakerSettings(), lambda: 0.5)
         rules = Rules(Timeouts(), RetrySettings(), ConcurrencySettings(), LeastLoad(), breaker)
-        self.upstream = Upstream("up", DIALECTS["openai"], [self.make(None)], Engine(), rules)
+        self.upstream = Upstream("up", DIALECTS["openai"](), [self.make(None)], Engine(), rules)
         self.discovery = Discovery(
             self.upstream,
             self.make,
@@ -67,7 +74,7 @@ class Scene:
         )
 
     def make(self, address: str | None) -> Replica:
-        endpoint = Endpoint(self._url, DIALECTS["openai"], [], address)
+        endpoint = Endpoint(self._url, DIALECTS["openai"](), [], address)
         return Replica(endpoint, Breaker(BreakerSettings(), lambda: 0.5), lambda: 0.0, 30.0)
 
     @property
@@ -208,7 +215,7 @@ async def test_calls_go_to_the_addresses_under_the_name() -> None:
         scene = Scene(Names(["127.0.0.1", "127.0.0.2"]), upstream.port)
         await scene.discovery.refresh()
         for replica in [*scene.upstream.replicas] * 2:
-            request = PreparedRequest(replica.endpoint.destination("chat", stream=False), [], b"{}", {})
+            request = PreparedRequest(chat_at(replica), [], b"{}", {})
             response = await scene.upstream.transport.handle_async_request(request)
             assert await response.aread() == b"{}"
         assert upstream.accepted == 2
@@ -224,7 +231,7 @@ async def test_a_call_in_flight_at_an_address_that_goes_ends_there() -> None:
         scene = Scene(Names(["127.0.0.1"], ["127.0.0.2"]), upstream.port)
         await scene.discovery.refresh()
         (gone,) = scene.upstream.replicas
-        request = PreparedRequest(gone.endpoint.destination("chat", stream=False), [], b"{}", {})
+        request = PreparedRequest(chat_at(gone), [], b"{}", {})
         response = await scene.upstream.transport.handle_async_request(request)
         await scene.discovery.refresh()
         gate.set()

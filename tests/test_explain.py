@@ -24,7 +24,7 @@ from gateway.config import Settings
 from gateway.explain import Readings, UnknownModel, UnreadableMetrics, explained, read, readings
 from gateway.explain.plan import replica_name
 from gateway.explain.readings import LARGEST, parse
-from gateway.observe.upstreams import ReplicaReading, UpstreamReading, families
+from gateway.observe.upstreams import EngineReading, ReplicaReading, UpstreamReading, families
 
 CONFIG: dict[str, Any] = {
     "auth": {"keys": [{"name": "a", "key": "sk-planted-callers"}]},
@@ -201,6 +201,8 @@ def test_the_plan_is_what_the_fleet_makes_of_the_same_config(model: str) -> None
         "http://a:080/v1",
         "http://a.b./v1",
         "http://a_b/v1",
+        "grpc://triton:8001",
+        "grpcs://[::1]:443",
     ],
 )
 def test_a_replica_has_the_name_that_it_has_in_the_metrics(url: str) -> None:
@@ -268,6 +270,13 @@ def test_readings_say_how_each_replica_and_each_upstream_stands() -> None:
     assert "            api.openai.com  weight 1  unhealthy, 2 calls in flight\n" in told
     assert "            retry budget: 1 attempt left\n" in told
     assert told.partition("\nA call")[2] == CHAT.partition("\nA call")[2]
+
+
+def test_what_an_engine_says_of_itself_is_told_too() -> None:
+    busy = ReplicaReading("big:8000", "available", 1, EngineReading(7.0, 2.0, 0.5))
+    told = explained(SETTINGS, "chat", parse(page(READ[0]._replace(replicas=[busy, READ[0].replicas[1]]), READ[1])))
+    assert "big:8000    weight 2.5  available, 1 call in flight; the engine has 7 running, 2 waiting\n" in told
+    assert "small:8000  weight 1  ejected, 0 calls in flight\n" in told
 
 
 def test_a_gateway_that_has_just_begun_has_every_replica_available() -> None:

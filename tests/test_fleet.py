@@ -23,7 +23,7 @@ from tests.support.clock import virtual_time
 
 anyio_backend = virtual_time
 
-DIALECT = DIALECTS["openai"]
+DIALECT = DIALECTS["openai"]()
 OUT = 30.0  # seconds of a first ejection
 NOW = 1000.0
 
@@ -197,14 +197,26 @@ def test_a_replica_is_named_by_where_it_is_and_nothing_that_is_secret(url: str, 
 
 def test_an_endpoint_has_everything_about_its_requests_ready() -> None:
     endpoint = Endpoint("http://svc:8000/v1", DIALECT, [("authorization", "Bearer k")], "10.0.0.7")
-    plain, stream = (endpoint.destination("chat", stream=stream) for stream in (False, True))
+    plain, stream = (endpoint.destination("chat", "m", stream=stream) for stream in (False, True))
+    assert plain is not None
+    assert stream is not None
     assert (plain.method, str(plain.url), plain.address) == ("POST", "http://svc:8000/v1/chat/completions", "10.0.0.7")
     assert (b"accept", b"application/json") in plain.headers
     assert (b"accept", b"text/event-stream") in stream.headers
-    assert endpoint.destination("chat", stream=True) is stream
-    for asked in (plain, stream, endpoint.destination("models", stream=False), endpoint.health(None)):
+    assert endpoint.destination("chat", "m", stream=True) is stream
+    for asked in (plain, stream, endpoint.models(), endpoint.health(None)):
+        assert asked is not None
         assert (b"authorization", b"Bearer k") in asked.headers
         assert (b"user-agent", b"gateway") in asked.headers
+
+
+def test_what_is_kept_of_requests_does_not_grow_with_the_names_that_callers_think_of() -> None:
+    endpoint = Endpoint("http://svc:8000/v1", DIALECT, [])
+    for number in range(3000):
+        assert endpoint.destination("chat", f"m-{number}", stream=False) is not None
+        assert endpoint.destination("chat", "m" * 300 + str(number), stream=False) is not None
+    assert len(endpoint._destinations) <= 1000
+    assert all(len(model) < 300 for _, model, _ in endpoint._destinations)
 
 
 @pytest.mark.parametrize(("path", "url"), [(None, "http://svc:8000/v1/models"), ("/health", "http://svc:8000/health")])

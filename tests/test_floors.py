@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).parent.parent / "gateway"
 
 # From the ground up. A package's name stands for all in it; a module's own line wins over its package's.
 FLOORS: list[tuple[str, list[str]]] = [
-    ("words", ["gateway", "gateway.errors", "gateway.call", "gateway.alarm"]),
+    ("words", ["gateway", "gateway.errors", "gateway.call", "gateway.alarm", "gateway.kinds"]),
     ("pure", ["gateway.outcome", "gateway.policy", "gateway.wire", "gateway.dialects"]),
-    ("adapters", ["gateway.transport", "gateway.store", "gateway.observe", "gateway.tasks"]),
-    ("state", ["gateway.fleet", "gateway.health", "gateway.admission", "gateway.discovery"]),
+    ("adapters", ["gateway.transport", "gateway.store", "gateway.observe", "gateway.tasks", "gateway.templates"]),
+    ("state", ["gateway.fleet", "gateway.health", "gateway.admission", "gateway.discovery", "gateway.load"]),
     ("flow", ["gateway.flow"]),
     ("face", ["gateway.api"]),
     (
@@ -26,13 +26,14 @@ FLOORS: list[tuple[str, list[str]]] = [
             "gateway.demo",
             "gateway.config",
             "gateway.explain",
+            "gateway.online",
         ],
     ),
 ]
 FLOOR_OF = {room: number for number, (_, rooms) in enumerate(FLOORS) for room in rooms}
 
 # The command line answers `check` and `--help` without waiting for a server's imports.
-DEFERRED = {("gateway.cli", "gateway.server"), ("gateway.cli", "gateway.demo")}
+DEFERRED = {("gateway.cli", "gateway.server"), ("gateway.cli", "gateway.demo"), ("gateway.cli", "gateway.online")}
 
 LONGEST = 450  # lines of a file
 PURE = ("gateway.outcome", "gateway.wire", "gateway.dialects", "gateway.policy")
@@ -144,7 +145,7 @@ def test_only_the_transport_names_an_http_client(module: str) -> None:
 
 def test_a_missing_floor_an_upward_import_and_a_circle_would_be_found() -> None:
     assert floor("gateway.wire.sse") == floor("gateway.outcome") < floor("gateway.observe.log") < floor("gateway.fleet")
-    assert "gateway.wire.chat" in ours("gateway.dialects.openai")
+    assert "gateway.wire.patch" in ours("gateway.dialects.openai")
     assert "gateway.errors" in ours("gateway.outcome")
     with pytest.raises(AssertionError, match="has no floor"):
         floor("gateway.somewhere")

@@ -181,7 +181,7 @@ def test_a_503_with_a_time_to_come_back_is_overload_and_one_without_is_a_failure
 
 
 def test_a_403_that_means_one_model_only_is_no_matter_of_the_key() -> None:
-    error = of_status(403, Refusal("No access.", "invalid_request_error", None, "model_not_found"), {})
+    error = of_status(403, Refusal("No access.", "invalid_request_error", None, "model_not_found", status=404), {})
     assert (type(error), error.status, error.code) == (errors.UpstreamRejected, 404, "model_not_found")
     assert reaction(error) == Reaction(Again.NEVER)
 
@@ -204,9 +204,9 @@ def test_a_refusal_without_words_is_still_an_error() -> None:
     assert (told["type"], told["param"], told["code"]) == ("invalid_request_error", None, None)
 
 
-@pytest.mark.parametrize("refusal", [Refusal(type="insufficient_quota"), Refusal(code="insufficient_quota")])
-def test_a_dry_account_is_no_throttle_of_the_caller(refusal: Refusal) -> None:
-    error = of_status(429, refusal, {"retry-after": "7"})
+@pytest.mark.parametrize("came", [200, 403, 429])
+def test_what_is_meant_counts_and_not_the_status_that_came(came: int) -> None:
+    error = of_status(came, Refusal(status=402), {"retry-after": "7"})
     assert (type(error), error.status) == (errors.UpstreamQuota, 503)
     assert error.headers["retry-after"] == "7"
 

@@ -14,7 +14,7 @@ from gateway.call import Call, Clock, Kind
 from gateway.fleet import Fleet, Route
 from gateway.flow.answer import Silence
 from gateway.flow.attempt import Plain
-from gateway.flow.catalogue import catalogue
+from gateway.flow.catalogue import Listed, catalogue
 from gateway.flow.dispatch import Dispatch
 from gateway.flow.gate import may_use
 from gateway.flow.relay import Meter, relay_plain, relay_stream
@@ -76,7 +76,7 @@ class OpenAI:
     async def models(self, caller: Caller) -> None:
         """`GET /v1/models`: the names that this caller may use."""
         names = await self._names(caller)
-        body = orjson.dumps({"object": "list", "data": [self._model(name, owner) for name, owner in names.items()]})
+        body = orjson.dumps({"object": "list", "data": [self._model(name, listed) for name, listed in names.items()]})
         await caller.answer.plain(200, body, _JSON)
 
     async def model(self, caller: Caller) -> None:
@@ -87,9 +87,10 @@ class OpenAI:
             raise errors.ModelNotFound
         await caller.answer.plain(200, orjson.dumps(self._model(name, names[name])), _JSON)
 
-    async def _names(self, caller: Caller) -> dict[str, str]:
+    async def _names(self, caller: Caller) -> dict[str, Listed]:
         names = await catalogue(self._fleet)
-        return {name: owner for name, owner in names.items() if may_use(caller.principal, name)}
+        return {name: listed for name, listed in names.items() if may_use(caller.principal, name)}
 
-    def _model(self, name: str, owner: str) -> dict[str, object]:
-        return {"id": name, "object": "model", "created": self._started_at, "owned_by": owner}
+    def _model(self, name: str, listed: Listed) -> dict[str, object]:
+        model = {"id": name, "object": "model", "created": self._started_at, "owned_by": listed.owner}
+        return model if listed.parent is None else {**model, "parent": listed.parent}

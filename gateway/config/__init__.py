@@ -4,28 +4,30 @@ The only room that reads the environment. It says everything that is wrong with 
 what the settings do, nor open a socket, nor repeat a value that it was given: values are secrets until proved otherwise.
 
 `fields` holds the words for single values, `upstreams` and `settings` the shapes, `checks` what two settings say together, `document` the YAML file, `telling` the words for
-what is wrong, `loading` the ways in.
+what is wrong, `loading` and `environment` the ways in.
 """
 
 from gateway.config.checks import resolve
+from gateway.config.environment import announcement, from_environment
 from gateway.config.fields import Secret
 from gateway.config.loading import (
     ConfigError,
-    announcement,
     demo_ports,
     find,
-    from_environment,
     listening,
     load,
     process_environment,
+    require_extras,
     require_files,
 )
 from gateway.config.schema import schema
 from gateway.config.settings import Auth, Hedge, Key, LimitsConfig, Log, Model, Server, Settings, Target
 from gateway.config.upstreams import (
+    Azure,
     Breaker,
     Concurrency,
     Health,
+    Load,
     Replica,
     Retry,
     Timeouts,
@@ -35,6 +37,7 @@ from gateway.config.upstreams import (
 
 __all__ = [
     "Auth",
+    "Azure",
     "Breaker",
     "Concurrency",
     "ConfigError",
@@ -42,6 +45,7 @@ __all__ = [
     "Hedge",
     "Key",
     "LimitsConfig",
+    "Load",
     "Log",
     "Model",
     "Replica",
@@ -60,6 +64,7 @@ __all__ = [
     "listening",
     "load",
     "process_environment",
+    "require_extras",
     "require_files",
     "resolve",
     "schema",

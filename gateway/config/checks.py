@@ -4,13 +4,17 @@ It reads plain data and skips what does not have the shape that it looks for, so
 same breath as those of shape. Pure: it must not know pydantic, YAML or files, and never puts a value in a message.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.config.mistake import Mistake, Place
+from gateway.kinds import KINDS, Traits
 
+_GRPC = ("grpc://", "grpcs://")
+_TRAITS: Mapping[str, Traits] = {str(kind): traits for kind, traits in KINDS.items()}
 _FALSE = {"false", "f", "no", "n", "off", "0"}
 
 
@@ -66,6 +70,7 @@ def _retry_and_breaker(place: Place, section: Mapping[str, Any]) -> Iterator[Mis
 
 def _upstream(place: Place, upstream: Mapping[str, Any]) -> Iterator[Mistake]:
     yield from _addresses(place, upstream)
+    yield from _kind(place, upstream)
     yield from _discovery(place, upstream)
     yield from _retry_and_breaker(place, upstream)
     transport = _mapping(upstream.get("transport"))
@@ -93,6 +98,60 @@ def _addresses(place: Place, upstream: Mapping[str, Any]) -> Iterator[Mistake]:
     for index, entry in enumerate(entries):
         if "weight" in entry and upstream.get("balance") == "round_robin":
             yield Mistake((*place, "urls", index, "weight"), "needs balance: least_load or weighted")
+
+
+def _kind(place: Place, upstream: Mapping[str, Any]) -> Iterator[Mistake]:
+    """What is said that goes only with another kind."""
+    kind = upstream.get("kind")
+    traits = _TRAITS.get(kind) if isinstance(kind, str) else None
+    if traits is None:
+        return
+    for other, its in _TRAITS.items():
+        for setting in sorted(its.settings - traits.settings):
+            if upstream.get(setting) is not None:
+                yield Mistake((*place, setting), f"needs kind: {other}")
+    yield from _schemes(place, upstream, traits)
+    yield from _grpc(place, upstream)
+    enabled = _mapping(upstream.get("load")).get("enabled")
+    if traits.figures is None and enabled is not None and str(enabled).lower() not in _FALSE:
+        telling = [other for other, its in _TRAITS.items() if its.figures is not None]
+        yield Mistake((*place, "load", "enabled"), f"needs kind: {', '.join(telling)}")
+    for tensor in ("text_input", "text_output"):
+        if _mapping(upstream.get("tensors")).get(tensor, tensor) is None:
+            yield Mistake((*place, "tensors", tensor), "every model has this one: give its name")
+
+
+def _schemes(place: Place, upstream: Mapping[str, Any], traits: Traits) -> Iterator[Mistake]:
+    for where, url in _urls(upstream):
+        scheme = url.partition("://")[0]
+        kinds = [other for other, its in _TRAITS.items() if scheme in its.schemes]
+        if kinds and scheme not in traits.schemes:
+            yield Mistake((*place, *where), f"{scheme}:// needs kind: {', '.join(kinds)}")
+        elif upstream.get("azure") is not None and "/openai" in url:
+            yield Mistake((*place, *where), "with azure it must be the resource's URL, the part before /openai")
+
+
+def _grpc(place: Place, upstream: Mapping[str, Any]) -> Iterator[Mistake]:
+    """What goes with HTTP only."""
+    urls = [(where, url) for where, url in _urls(upstream) if url.startswith(_GRPC)]
+    if urls and len(urls) < sum(1 for _ in _urls(upstream)):
+        yield Mistake((*place, "urls"), "must be all grpc:// or all http://")
+    for where, url in urls:
+        if not re.fullmatch("[a-z]+://[^/]+:[0-9]+/?", url):
+            yield Mistake((*place, *where), "a grpc:// URL has a host, a port and no path")
+    if urls and upstream.get("discovery") == "dns":
+        yield Mistake((*place, "discovery"), "dns needs an http:// or https:// URL")
+    if urls and _mapping(upstream.get("transport")).get("engine") == "httpx":
+        yield Mistake((*place, "transport", "engine"), "httpx needs an http:// or https:// URL")
+
+
+def _urls(upstream: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
+    """Each URL that is text, and where it stands."""
+    given: list[tuple[Place, object]] = [(("url",), upstream.get("url"))]
+    for index, entry in enumerate(_sequence(upstream.get("urls"))):
+        given.append((("urls", index), entry))
+        given.append((("urls", index, "url"), _mapping(entry).get("url")))
+    yield from ((where, url) for where, url in given if isinstance(url, str))
 
 
 def _discovery(place: Place, upstream: Mapping[str, Any]) -> Iterator[Mistake]:

@@ -4,6 +4,7 @@ A message says what a value must be and never what it was. Nothing here knows an
 """
 
 import re
+from collections.abc import Container
 from ipaddress import IPv6Address
 from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
@@ -11,9 +12,13 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
+from gateway.kinds import KINDS
+
 Secret = SecretStr
 
 RESERVED = "unknown"  # the metrics' label for what is not configured
+SCHEMES = frozenset().union(*(traits.schemes for traits in KINDS.values()))
+"""Of an upstream's URL; which kind may have which is looked at elsewhere."""
 
 
 def _model_name(name: str) -> str:
@@ -68,12 +73,12 @@ _LABEL = r"[0-9A-Za-z_](?:[0-9A-Za-z_-]*[0-9A-Za-z_])?"
 _AUTHORITY = re.compile(rf"(?:[^@]*@)?(?:\[([0-9A-Fa-f:.]+)\]|{_LABEL}(?:\.{_LABEL})*\.?)(?::[0-9]+)?")
 
 
-def _http_url(url: str) -> SplitResult:
+def _http_url(url: str, schemes: Container[str] = ("http", "https")) -> SplitResult:
     """The parts of a URL that a request can be sent to. Raises PydanticCustomError."""
     try:
         parts = urlsplit(url)
         authority = _AUTHORITY.fullmatch(parts.netloc)
-        sound = parts.scheme in {"http", "https"} and authority is not None and parts.port != 0
+        sound = parts.scheme in schemes and authority is not None and parts.port != 0
         if authority and authority[1]:
             IPv6Address(authority[1])
     except ValueError:
@@ -85,7 +90,7 @@ def _http_url(url: str) -> SplitResult:
 
 def base_url(url: str) -> str:
     """The URL, without a slash at its end, if paths can be put behind it. Raises PydanticCustomError."""
-    if "@" in _http_url(url).netloc:
+    if "@" in _http_url(url, SCHEMES).netloc:
         raise PydanticCustomError("url", "must not hold a user or a password")
     if "?" in url or "#" in url:
         raise PydanticCustomError("url", "must not have a query or a fragment")
@@ -103,6 +108,24 @@ def _path(path: str) -> str:
     return path
 
 
+TENSORS = frozenset(
+    (
+        *("text_input", "stream", "max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "min_tokens"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+        *("text_output", "finish_reason", "num_input_tokens", "num_output_tokens"),
+    )
+)
+"""What a tensor can mean. As with all that the config knows of other rooms, a test holds it to theirs."""
+
+
+def _meaning(name: str) -> str:
+    if name not in TENSORS:
+        raise PydanticCustomError(
+            "tensor", "no tensor means this; known here: {known}", {"known": ", ".join(sorted(TENSORS))}
+        )
+    return name
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[float, Field(gt=0)]
 Seconds = Positive
@@ -113,6 +136,8 @@ Url = Annotated[str, AfterValidator(base_url)]
 ModelName = Annotated[str, AfterValidator(_model_name)]
 UpstreamName = Annotated[str, AfterValidator(_upstream_name)]
 FilePath = Annotated[str, Field(min_length=1)]
+TensorMeaning = Annotated[str, AfterValidator(_meaning)]
+TensorName = Annotated[str, Field(min_length=1, max_length=256)]
 UrlPath = Annotated[str, AfterValidator(_path)]
 CallersKey = Annotated[Secret, AfterValidator(_callers_key)]
 VisibleSecret = Annotated[Secret, AfterValidator(_visible_secret)]

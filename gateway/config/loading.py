@@ -1,28 +1,29 @@
-"""The ways in: a file, or the environment alone, and what the command line puts over them.
+"""The way in from a file, and what the command line puts over it.
 
 Whatever is wrong comes as one ConfigError with a line for each mistake: `gateway.yaml:12: upstreams.openai.url: message`.
-It must not know what a setting means, but for the few that it makes from the environment.
+It must not know what a setting means.
 """
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from gateway.config.checks import contradictions
 from gateway.config.document import Document, read
-from gateway.config.mistake import Mistake
+from gateway.config.mistake import Mistake, Place
 from gateway.config.settings import Server, Settings
 from gateway.config.telling import mistakes_in, spoken
+from gateway.kinds import KINDS
 
 FOUND = (Path("gateway.yaml"), Path("/etc/gateway/gateway.yaml"))
-OPENAI_URL = "https://api.openai.com/v1"
 _BYTES = 1024 * 1024
+_PEM = ("ca_file", "client_cert", "client_key")
 
 
 class ConfigError(Exception):
@@ -50,7 +51,7 @@ def find(named: Path | None, environ: Mapping[str, str]) -> Path | None:
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
     """Read a YAML file, with `${VAR}` and `${VAR:-default}` from `environ`. Raises ConfigError with every mistake."""
     document = read(_text(path), environ)
-    settings, mistakes = _validate(document)
+    settings, mistakes = validated(document)
     if settings is None:
         lines = [(mistake.line or document.line(mistake.place), mistake) for mistake in mistakes]
         lines.sort(key=lambda line: line[0])
@@ -58,33 +59,17 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
     return settings
 
 
-def from_environment(environ: Mapping[str, str]) -> Settings:
-    """What to serve where there is no file: `OPENAI_API_KEY` serves every model. Raises ConfigError without it.
-
-    `OPENAI_BASE_URL` is where; `GATEWAY_KEY` is the callers' key, and without it only this machine may call.
-    """
-    if not environ.get("OPENAI_API_KEY"):
-        raise ConfigError(
-            ["no config file and no OPENAI_API_KEY: name a file with --config or GATEWAY_CONFIG, or set OPENAI_API_KEY"]
-        )
-    key = environ.get("GATEWAY_KEY")
-    data: dict[str, Any] = {
-        "auth": {"keys": [{"name": "default", "key": key}]} if key else {"required": False},
-        "server": {} if key else {"host": "127.0.0.1"},
-        "upstreams": {
-            "openai": {
-                "kind": "openai",
-                "url": environ.get("OPENAI_BASE_URL") or OPENAI_URL,
-                "api_key": environ["OPENAI_API_KEY"],
-            }
-        },
-        "models": {"*": {"targets": [{"upstream": "openai"}]}},
-    }
-    variables = {"url": "OPENAI_BASE_URL", "api_key": "OPENAI_API_KEY", "key": "GATEWAY_KEY"}
-    settings, mistakes = _validate(Document(data))
-    if settings is None:
-        raise ConfigError(f"{variables[str(mistake.place[-1])]}: {mistake.message}" for mistake in mistakes)
-    return settings
+def validated(document: Document) -> tuple[Settings | None, list[Mistake]]:
+    """The settings, or all mistakes; those that follow from one already known are left out."""
+    settings = None
+    found: list[Mistake] = []
+    try:
+        settings = Settings.model_validate(document.data)
+    except ValidationError as failure:
+        found = [*mistakes_in(failure), *contradictions(document.data)]
+    fresh = dict.fromkeys(mistake for mistake in found if mistake.place not in document.spoilt)
+    mistakes = [*document.mistakes, *fresh]
+    return (None if mistakes else settings), mistakes
 
 
 def listening(
@@ -113,13 +98,34 @@ def require_files(settings: Settings) -> None:
     """Look whether the files that upstreams need can be read. Raises ConfigError with a line for each that can't."""
     wrong = []
     for name, upstream in settings.upstreams.items():
-        for field in ("ca_file", "client_cert", "client_key"):
+        files: dict[Place, str | None] = {("transport", field): getattr(upstream.transport, field) for field in _PEM}
+        files["template",] = upstream.template
+        for field, path in files.items():
             try:
-                if (path := getattr(upstream.transport, field)) is not None:
+                if path is not None and not ("template" in field and Path(path).is_dir()):
                     Path(path).open("rb").close()
             except OSError as failure:
-                place = ("upstreams", name, "transport", field)
-                wrong.append(spoken(Mistake(place, f"cannot be read: {failure.strerror}")))
+                wrong.append(spoken(Mistake(("upstreams", name, *field), f"cannot be read: {failure.strerror}")))
+    if wrong:
+        raise ConfigError(wrong)
+
+
+def require_extras(settings: Settings, find: Callable[[str], object | None] = find_spec) -> None:
+    """Look whether what upstreams need beyond the base install is there. Raises ConfigError with a line for what is not.
+
+    `find`: None for a module that is not installed.
+    """
+    wrong = []
+    for name, upstream in settings.upstreams.items():
+        traits = KINDS[upstream.kind]
+        schemes = {urlsplit(url).scheme for url, _ in upstream.replicas}
+        for reason, modules in traits.needs.items():
+            asked = reason in schemes or getattr(upstream, reason, None) is not None
+            missing = [module for module in modules if asked and find(module) is None]
+            if missing:
+                field = "url" if reason in schemes else reason
+                told = f"needs {', '.join(missing)}, not installed: pip install gateway[{traits.extra}]"
+                wrong.append(spoken(Mistake(("upstreams", name, field), told)))
     if wrong:
         raise ConfigError(wrong)
 
@@ -138,17 +144,6 @@ def demo_ports(port: int | None, admin_port: int | None, environ: Mapping[str, s
     if port and port == admin_port:
         raise ConfigError(["--port, --admin-port: must not be the same"])
     return port, admin_port
-
-
-def announcement(settings: Settings) -> list[str]:
-    """What `from_environment` made, in lines for whoever started it; without secrets."""
-    url = urlsplit(settings.upstreams["openai"].url or "")
-    lines = [f'no config file, so from the environment: every model ("*") goes to {url.scheme}://{url.netloc}']
-    if settings.auth.required:
-        lines.append("callers must send GATEWAY_KEY")
-    else:
-        lines.append(f"GATEWAY_KEY is not set: auth is off, and only {settings.server.host} is listened on")
-    return lines
 
 
 def _loopback(host: str) -> bool:
@@ -173,16 +168,3 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as failure:
         line = raw.count(b"\n", 0, failure.start) + 1
         raise ConfigError([f"{path}:{line}: not UTF-8"]) from None
-
-
-def _validate(document: Document) -> tuple[Settings | None, list[Mistake]]:
-    """The settings, or all mistakes; those that follow from one already known are left out."""
-    settings = None
-    found: list[Mistake] = []
-    try:
-        settings = Settings.model_validate(document.data)
-    except ValidationError as failure:
-        found = [*mistakes_in(failure), *contradictions(document.data)]
-    fresh = dict.fromkeys(mistake for mistake in found if mistake.place not in document.spoilt)
-    mistakes = [*document.mistakes, *fresh]
-    return (None if mistakes else settings), mistakes

@@ -17,11 +17,14 @@ from gateway.config.fields import (
     ProxyUrl,
     Seconds,
     Section,
+    TensorMeaning,
+    TensorName,
     Url,
     UrlPath,
     VisibleSecret,
     base_url,
 )
+from gateway.kinds import UpstreamKind
 
 
 class Merged(Section):
@@ -126,6 +129,31 @@ class Health(Section):
     failures: Count = Field(default=2, description="Checks failed in a row after which a replica is unhealthy.")
 
 
+class Load(Section):
+    """How the engines say, between calls, how much they have to do: whoever else may be sending them work."""
+
+    enabled: bool | None = Field(
+        default=None,
+        description="Whether engines are asked; absent: by kind, and true where the kind's engine can tell.",
+    )
+    path: UrlPath = Field(
+        default="/metrics", description="Where an engine's metrics are, from the root of the URL's host."
+    )
+    interval: Seconds = Field(
+        default=1.5, description="Seconds from one look to the next; figures older than three of them are forgotten."
+    )
+
+
+class Azure(Section):
+    """Azure's form of OpenAI: its paths, and its header for the key."""
+
+    api_version: HeaderText | None = Field(
+        default=None,
+        description="Version of Azure's API, as in 2024-10-21, with whose paths the deployment is named in the URL; "
+        "absent: the newer paths, under /openai/v1.",
+    )
+
+
 class TransportConfig(Section):
     """The connections to one upstream."""
 
@@ -172,8 +200,15 @@ class Replica(Section):
 class Upstream(Section):
     """Where requests can go."""
 
-    kind: Literal["openai"] = Field(description="Which protocol the upstream speaks: openai.")
-    url: Url | None = Field(default=None, description="Base URL, the part before /chat/completions; or give urls.")
+    kind: UpstreamKind = Field(
+        description="What the upstream is: openai, for all that speaks OpenAI's protocol unchanged, or qwen, vllm, triton, "
+        "tgi, sglang, llamacpp, ollama."
+    )
+    url: Url | None = Field(
+        default=None,
+        description="Base URL, the part before /chat/completions (with azure the resource's, for triton the server's, "
+        "which may be grpc://); or give urls.",
+    )
     urls: tuple[Replica, ...] = Field(
         default=(),
         description="Base URLs of the replicas of this upstream, each as text or as url and weight; or give url.",
@@ -194,6 +229,29 @@ class Upstream(Section):
         default=None, description="Value of the openai-organization header; absent: none."
     )
     project: HeaderText | None = Field(default=None, description="Value of the openai-project header; absent: none.")
+    azure: Azure | None = Field(
+        default=None, description="Azure's form of OpenAI, for kind openai; absent: OpenAI's own."
+    )
+    profile: Literal["vllm_backend", "tensorrtllm", "python"] = Field(
+        default="python", description="For kind triton: which names the model's tensors have."
+    )
+    template: FilePath | None = Field(
+        default=None,
+        description="For kind triton: the model's Hugging Face folder, or a .jinja file, by which messages become a prompt; "
+        "absent: completions are served, and chat is not.",
+    )
+    tensors: dict[TensorMeaning, TensorName | None] = Field(
+        default={},
+        description="For kind triton: names of tensors in place of the profile's, by what they mean; null: the model has "
+        "none for that.",
+    )
+    max_tokens: Count = Field(
+        default=1024, description="For kind triton: tokens that an answer may have where the caller sets no limit."
+    )
+    cumulative: bool = Field(
+        default=False,
+        description="For kind triton: whether each response holds all of the text so far, and not only what is new.",
+    )
     timeouts: Timeouts = Field(
         default=Timeouts(),
         description="Timeouts of this upstream; what is absent here is as in the top-level timeouts.",
@@ -208,6 +266,7 @@ class Upstream(Section):
     health: Health = Field(
         default=Health(), description="How replicas are asked, between calls, whether they are well."
     )
+    load: Load = Field(default=Load(), description="How the engines say how much they have to do.")
     transport: TransportConfig = Field(default=TransportConfig(), description="The connections to this upstream.")
 
     @property

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from gateway.config import Model, Settings, Target, Upstream, resolve
 from gateway.explain.readings import Readings
 
-_PORTS = {"http": 80, "https": 443}
+_PORTS = {"http": 80, "https": 443, "grpc": None, "grpcs": None}
 _ORDER = """\
 A call begins at a target of 1, drawn by its share. What fails before its first event goes on at another replica of that
 upstream, then at the other targets, then at the fallbacks in order; at the same replica only if nothing else is left.
@@ -114,7 +114,10 @@ def replica_name(url: str) -> str:
 def _standing(readings: Readings, place: tuple[str, str]) -> str:
     if place not in readings.states:
         return "not known there"
-    return f"{readings.states[place]}, {_counted(readings.inflight.get(place, 0.0), 'call')} in flight"
+    told = f"{readings.states[place]}, {_counted(readings.inflight.get(place, 0.0), 'call')} in flight"
+    if place not in readings.running:
+        return told
+    return f"{told}; the engine has {readings.running[place]:g} running, {readings.waiting.get(place, 0.0):g} waiting"
 
 
 def _counted(number: float, thing: str) -> str:

@@ -23,7 +23,10 @@ class UnreadableMetrics(Exception):
 
 @dataclass(frozen=True)
 class Readings:
-    """What a gateway says of its upstreams. `upstreams`: all that it has. `inflight`: calls; `budget`: attempts left."""
+    """What a gateway says of its upstreams. `upstreams`: all that it has. `inflight`: calls; `budget`: attempts left.
+
+    `running`, `waiting`: requests at the engines that tell.
+    """
 
     upstreams: frozenset[str] = frozenset()
     states: Mapping[Place, str] = field(default_factory=dict)
@@ -31,6 +34,8 @@ class Readings:
     panicking: frozenset[str] = frozenset()
     key_refused: frozenset[str] = frozenset()
     budget: Mapping[str, float] = field(default_factory=dict)
+    running: Mapping[Place, float] = field(default_factory=dict)
+    waiting: Mapping[Place, float] = field(default_factory=dict)
 
 
 def read(url: str) -> Readings:
@@ -61,6 +66,8 @@ def parse(page: str) -> Readings:
         panicking=_on(gauges.get("panic", {})),
         key_refused=_on(gauges.get("key_refused", {})),
         budget={upstream: left for (upstream, _), left in gauges.get("retry_budget", {}).items()},
+        running=gauges.get("engine_running", {}),
+        waiting=gauges.get("engine_waiting", {}),
     )
 
 

@@ -10,12 +10,14 @@ import httpx
 
 from gateway.call import Clock, Kind
 from gateway.dialects import Dialect
-from gateway.policy.balance import PeakEwma, ramp
+from gateway.policy.balance import Load, PeakEwma, ramp
 from gateway.policy.breaker import Breaker, State
 from gateway.transport import Target as Destination
 
 USER_AGENT = b"gateway"
-_MOST_COOLING = 1000  # models of one replica; behind a pattern their names are the callers'
+_MOST_DESTINATIONS = 1000  # of one replica; behind a pattern models' names are the callers'
+_LONGEST_NAME = 256  # characters of a model's name for which anything is kept
+_MOST_COOLING = 1000  # models of one replica, likewise
 
 
 class Standing(StrEnum):
@@ -47,17 +49,30 @@ class Endpoint:
         self._url = url
         self._dialect = dialect
         self._headers = [*((name.encode(), value.encode()) for name, value in headers), (b"user-agent", USER_AGENT)]
-        self._destinations: dict[tuple[Kind, bool], Destination] = {}
-        for kind in ("chat", "completions", "embeddings"):
-            for stream in (False, True):
-                accept = b"text/event-stream" if stream else b"application/json"
-                fields = [(b"content-type", b"application/json"), (b"accept", accept)]
-                self._destinations[kind, stream] = self._destination("POST", url + dialect.path(kind), fields)
-        self._destinations["models", False] = self._get(url + dialect.path("models"))
+        self._destinations: dict[tuple[Kind, str, bool], Destination] = {}
 
-    def destination(self, kind: Kind, *, stream: bool) -> Destination:
-        """Where a request of this kind goes, ready but for its body."""
-        return self._destinations[kind, stream]
+    def destination(self, kind: Kind, model: str, *, stream: bool) -> Destination | None:
+        """Where a request of this kind goes, ready but for its body; None where the upstream has nothing of that kind."""
+        known = self._destinations.get((kind, model, stream))
+        return self._made(kind, model, stream=stream) if known is None else known
+
+    def _made(self, kind: Kind, model: str, *, stream: bool) -> Destination | None:
+        path = self._dialect.path(kind, model)
+        if path is None:
+            return None
+        accept = b"text/event-stream" if stream else b"application/json"
+        fields = [(b"content-type", b"application/json"), (b"accept", accept)]
+        made = self._destination("POST", self._url + path, fields)
+        if len(self._destinations) >= _MOST_DESTINATIONS:
+            self._destinations.clear()
+        if len(model) <= _LONGEST_NAME:
+            self._destinations[kind, model, stream] = made
+        return made
+
+    def models(self) -> Destination | None:
+        """Where it is asked for what it serves."""
+        path = self._dialect.path("models", "")
+        return None if path is None else self._get(self._url + path)
 
     def health(self, path: str | None) -> Destination:
         """Where it is asked how it is: at `path`, from the root of the host, or else where its kind is asked."""
@@ -86,6 +101,7 @@ class Replica:
         "endpoint",
         "inflight",
         "latency",
+        "load",
         "name",
         "weight",
     )
@@ -98,6 +114,7 @@ class Replica:
         self.weight = weight
         self.inflight = 0
         self.latency = PeakEwma()
+        self.load: Load | None = None  # what its engine said of late
         self.breaker = breaker
         self.cooling: dict[str, float] = {}  # until when, by the upstream's name of the model
         self._clock = clock

@@ -34,13 +34,17 @@ class Timeouts(msgspec.Struct, frozen=True):
 
 
 class Rules(NamedTuple):
-    """What holds for one upstream. `key`: the breaker of the gateway's key there, which one refusal opens."""
+    """What holds for one upstream. `key`: the breaker of the gateway's key there, which one refusal opens.
+
+    `hint`: what it most often means there that a key is refused.
+    """
 
     timeouts: Timeouts
     retry: RetrySettings
     concurrency: ConcurrencySettings
     balance: Balance[Replica]
     key: Breaker
+    hint: str = ""
 
 
 class Upstream:
@@ -64,6 +68,7 @@ class Upstream:
         self.retry = rules.retry
         self.budget = Budget(rules.retry.budget, rules.retry.reserve)
         self.key = rules.key
+        self.hint = rules.hint
         self.queue: Queue[Replica] = Queue(rules.concurrency, self.release)
         self._limit = rules.concurrency.limit
         self.balance = rules.balance

@@ -6,7 +6,7 @@ given back with what came of it, once. Must not know callers, routes or other at
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -15,10 +15,12 @@ import msgspec
 
 from gateway import errors
 from gateway.call import Call, Clock, Exchange, Try
+from gateway.dialects import Translator
 from gateway.fleet import Lease, Timeouts, Upstream
 from gateway.outcome import Outcome, Phase, Refusal, judge, of_exception, of_status
 from gateway.transport import BodyStream, DeadlineExceeded, Engine, PreparedRequest
 from gateway.wire import chat
+from gateway.wire.gather import Gathered
 from gateway.wire.sse import Event, EventTooLarge, Framer
 
 Fields = list[tuple[bytes, bytes]]
@@ -89,7 +91,18 @@ class Until(NamedTuple):
 class Attempt:
     """What one try borrows, and what came of it: `reply`, once it is there. Settling it twice is settling it once."""
 
-    __slots__ = ("_clock", "_deadline", "exchange", "lease", "phase", "reply", "response", "until", "upstream")
+    __slots__ = (
+        "_clock",
+        "_deadline",
+        "exchange",
+        "lease",
+        "phase",
+        "reply",
+        "response",
+        "streams",
+        "until",
+        "upstream",
+    )
 
     def __init__(self, upstream: Upstream, lease: Lease, exchange: Exchange, until: Until, clock: Clock) -> None:
         self.upstream = upstream
@@ -101,6 +114,7 @@ class Attempt:
         self.response: httpx.Response | None = None
         self.reply: Plain | Stream | None = None
         self.phase: Phase = "head"
+        self.streams = False  # what is asked for, which may not be what the caller wants
 
     async def run(self, call: Call) -> "Plain | Stream":
         """Try. Raises GatewayError; whatever happens but a stream's beginning, everything is given back."""
@@ -189,16 +203,22 @@ class Attempt:
 
     def _request(self, call: Call) -> PreparedRequest:
         upstream, lease = self.upstream, self.lease
+        self.streams = streams = upstream.dialect.streams(call, lease.model)
+        destination = lease.replica.endpoint.destination(call.kind, lease.model, stream=streams)
+        if destination is None:
+            raise errors.CallerError(
+                f"This model does not serve {call.kind}.", code="unsupported_endpoint", param="model"
+            )
         deadline = min(self.until)
         if call.stream and (first_token := _now() + upstream.timeouts.first_token) < deadline:
             self.phase = "first_event"
             deadline = first_token
         self._deadline = deadline
         return PreparedRequest(
-            lease.replica.endpoint.destination(call.kind, stream=call.stream),
-            [(b"x-request-id", self.exchange.request_id.encode("ascii"))],
+            destination,
+            [(b"x-request-id", _numbered(self.exchange))],
             upstream.dialect.encode(call, lease.model),
-            {"timeout": upstream.stream_timeout if call.stream else upstream.plain_timeout, "deadline": deadline},
+            {"timeout": upstream.stream_timeout if streams else upstream.plain_timeout, "deadline": deadline},
         )
 
     async def _try(self, request: PreparedRequest, call: Call) -> "Plain | Stream":
@@ -210,9 +230,12 @@ class Attempt:
         head = Head.of(response)
         if head.encoded:
             raise errors.UpstreamBroken("The upstream's answer is encoded.", code="upstream_bad_encoding")
-        if _is_plain(head.content_type, call):
+        if _is_plain(head.content_type, self.streams):
             return await _plain(self.upstream, response, head.passed)
-        stream = Stream(self, response, head.passed)
+        stream = Stream(self, response, head.passed, self.upstream.dialect.translator(call, self.lease.model))
+        if not call.stream:
+            body = await _gathered(stream, call.choices)
+            return Plain(body, head.passed, chat.read_chunk(body))
         stream.first = await _first_events(stream)
         self.until = Until(_now() + self.upstream.timeouts.stream, self.exchange.deadline)
         self.outlive(min(self.until))
@@ -234,21 +257,25 @@ class Attempt:
 class Stream:
     """A stream whose first event with something in it is here. Whoever enters it settles it on leaving."""
 
-    __slots__ = ("_attempt", "_framer", "_reads", "first", "headers")
+    __slots__ = ("_attempt", "_feed", "_reads", "_translator", "first", "headers")
 
-    def __init__(self, attempt: Attempt, response: httpx.Response, headers: Fields) -> None:
+    def __init__(
+        self, attempt: Attempt, response: httpx.Response, headers: Fields, translator: Translator | None
+    ) -> None:
         self._attempt = attempt
         self._reads = aiter(_stream_of(response))
-        self._framer = Framer()
+        self._translator = translator
+        self._feed = Framer().feed if translator is None else _translating(translator)
         self.headers = headers
         self.first: list[Event] = []
 
     async def read(self) -> list[Event] | None:
         """The events that the next read completes, perhaps none; None at the end. Raises GatewayError."""
         try:
-            return self._framer.feed(await anext(self._reads))
+            return self._feed(await anext(self._reads))
         except StopAsyncIteration:
-            return None
+            translator, self._translator = self._translator, None
+            return None if translator is None else translator.end() or None
         except EventTooLarge:
             raise errors.UpstreamBroken(
                 "The upstream sent too large an event.", code="upstream_event_too_large"
@@ -262,7 +289,7 @@ class Stream:
 
     def refusal(self, data: bytes) -> errors.GatewayError:
         """What an event means that tells of an error."""
-        return _told_inside(self._attempt.upstream.dialect.refusal(data))
+        return _told_inside(self._attempt.upstream.dialect.refusal(200, data))
 
     def end_within(self, seconds: float) -> bool:
         """Move the deadline to `seconds` from now; False if the transport keeps none."""
@@ -287,6 +314,12 @@ def blamed(exchange: Exchange) -> errors.GatewayError:
     return reason if isinstance(reason, errors.UpstreamError) else ABANDONED
 
 
+def _numbered(exchange: Exchange) -> bytes:
+    """The call's id, and from the second attempt on its number: an engine may not know yet that the first was given up."""
+    request_id = exchange.request_id.encode("ascii")
+    return request_id if exchange.attempts <= 1 else b"%b-%d" % (request_id, exchange.attempts)
+
+
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -297,11 +330,16 @@ def _stream_of(response: httpx.Response) -> httpx.AsyncByteStream:
     return response.stream
 
 
-def _is_plain(content_type: bytes, call: Call) -> bool:
+def _translating(translator: Translator) -> Callable[[bytes], list[Event]]:
+    feed = Framer().feed
+    return lambda data: translator.take(feed(data))
+
+
+def _is_plain(content_type: bytes, streams: bool) -> bool:
     """Whether the answer is JSON, which also an upstream may send that was asked for a stream."""
-    if content_type == b"application/json" or (content_type == b"" and not call.stream):
+    if content_type == b"application/json" or (content_type == b"" and not streams):
         return True
-    if call.stream and content_type in (b"text/event-stream", b""):
+    if streams and content_type in (b"text/event-stream", b""):
         return False
     raise errors.UpstreamBroken("The upstream's answer is of the wrong type.", code="upstream_bad_content_type")
 
@@ -311,7 +349,7 @@ async def _refused(upstream: Upstream, response: httpx.Response) -> errors.Gatew
         body = await _read(response, LARGEST_REFUSAL)
     except (httpx.HTTPError, errors.UpstreamBroken):
         body = b""  # the status says enough
-    return of_status(response.status_code, upstream.dialect.refusal(body), response.headers)
+    return of_status(response.status_code, upstream.dialect.refusal(response.status_code, body), response.headers)
 
 
 async def _read(response: httpx.Response, limit: int) -> bytes:
@@ -325,6 +363,22 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
     return b"".join(parts)
 
 
+async def _gathered(stream: Stream, choices: int) -> bytes:
+    """A whole stream as the one reply that the caller asked for. Raises GatewayError."""
+    gathered = Gathered(choices)
+    while not gathered.done and (events := await stream.read()) is not None:
+        for _, data in events:
+            if data and gathered.take(data):
+                raise stream.refusal(data)
+        if gathered.size > LARGEST_REPLY:
+            raise errors.UpstreamBroken("The upstream's answer is too large.", code="upstream_response_too_large")
+    if gathered.invalid:
+        raise errors.UpstreamBroken("The upstream sent an invalid event.", code="upstream_invalid_event")
+    if not gathered.complete:
+        raise errors.UpstreamBroken("The upstream ended the stream early.", code="upstream_stream_incomplete")
+    return gathered.reply()
+
+
 async def _plain(upstream: Upstream, response: httpx.Response, headers: Fields) -> Plain:
     body = await _read(response, LARGEST_REPLY)
     try:
@@ -332,15 +386,13 @@ async def _plain(upstream: Upstream, response: httpx.Response, headers: Fields) 
     except msgspec.DecodeError:
         raise errors.UpstreamBroken("The upstream's answer is not valid JSON.") from None
     if read.failed:
-        raise _told_inside(upstream.dialect.refusal(body))
+        raise _told_inside(upstream.dialect.refusal(200, body))
     return Plain(body, headers, read)
 
 
 def _told_inside(refusal: Refusal) -> errors.GatewayError:
-    """An error that was told under status 200: its code may be the status that it should have had."""
-    code = refusal.code or ""
-    status = int(code) if code.isdecimal() and 400 <= int(code) < 600 else 500
-    return of_status(status, refusal, {})
+    """An error that was told under status 200: the upstream's own failure, unless its dialect knows better."""
+    return of_status(500, refusal, {})
 
 
 async def _first_events(stream: Stream) -> list[Event]:

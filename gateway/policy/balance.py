@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from gateway.policy.breaker import Chance
 
 _LEAST_SHARE = 0.1
+_FULL = 0.99  # share of a KV cache that is as good as all of it
 
 
 class PeakEwma:
@@ -43,12 +44,38 @@ class PeakEwma:
         return exp((self.at - now) / self.decay) if now > self.at else 1.0
 
 
+class Load:
+    """What an engine said of itself at one moment, `at`, when `inflight` of its calls were ours.
+
+    `running`, `waiting`: requests, whoever sent them. `kv`: the share of its KV cache that is in use, 0 to 1, or None where
+    it does not say. `beside`: requests that it had to do beside ours, a full cache counted as some more. With our calls of
+    now that is what it has to do now: those begun since then count, those ended since then do not, and it is never less than
+    ours, whatever it said.
+    """
+
+    __slots__ = ("at", "beside", "kv", "running", "waiting")
+
+    def __init__(self, running: float, waiting: float, kv: float | None, *, inflight: int, at: float) -> None:
+        self.running = running
+        self.waiting = waiting
+        self.kv = kv
+        self.at = at
+        self.beside = max(running + waiting - inflight, 0.0) + (0.0 if kv is None else _kv_penalty(kv))
+
+
+def _kv_penalty(share: float) -> float:
+    """A nearly full KV cache as so many requests more: under two up to 90 %, then ever more, up to 15."""
+    share = min(max(share, 0.0), _FULL)
+    return 0.15 * share / (1.0 - share)
+
+
 class Balanced(Protocol):
-    """What a balance sees of a replica. `latency`: to the first byte."""
+    """What a balance sees of a replica. `latency`: to the first byte. `load`: what its engine said of late, if anything."""
 
     inflight: int
     weight: float
     latency: PeakEwma
+    load: Load | None
 
     @property
     def name(self) -> str:
@@ -80,7 +107,8 @@ class LeastLoad:
     """The less loaded of two at random, which spreads nearly as well as the least loaded of all and never stampedes.
 
     Load is (calls in flight + 1) * latency / share of the calls. Where there is no telling how fast one of the two is,
-    latency is left out, so that a newcomer is neither starved nor flooded.
+    latency is left out, so that a newcomer is neither starved nor flooded. Where both engines have said what they have to
+    do, that counts instead of the calls in flight; with one of them silent it does not, for it would be the favourite.
     """
 
     __slots__ = ()
@@ -106,9 +134,14 @@ def _is_no_heavier(one: Balanced, other: Balanced, now: float) -> bool:
         ours = min(theirs, one.latency.cost)
     else:
         theirs = min(ours, other.latency.cost)
+    busy: float = one.inflight
+    others: float = other.inflight
+    if one.load is not None and other.load is not None:
+        busy += one.load.beside
+        others += other.load.beside
     # Multiplied crosswise, for a share may be nothing.
-    load = (one.inflight + 1) * ours * other.weight * other.ramp(now)
-    return load <= (other.inflight + 1) * theirs * one.weight * one.ramp(now)
+    load = (busy + 1) * ours * other.weight * other.ramp(now)
+    return load <= (others + 1) * theirs * one.weight * one.ramp(now)
 
 
 class RoundRobin:

@@ -90,6 +90,8 @@ class Engine(httpx.AsyncBaseTransport):
     def _open_pool(self, origin: Origin) -> Pool:
         if self._closed:
             raise RuntimeError("the engine is closed")
+        if origin.scheme not in ("http", "https"):
+            raise httpx.UnsupportedProtocol("the engine speaks HTTP alone")
         self._drop_unused()
         if origin.scheme == "https" and self._context is None:
             self._context = tls_context(self._settings)

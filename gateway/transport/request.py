@@ -17,7 +17,7 @@ Fields = list[tuple[bytes, bytes]]
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BAD_VALUE = re.compile(rb"[\r\n\0]")
-_PORTS = {"http": 80, "https": 443}
+_PORTS = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 8001}
 _BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"})
 
 
@@ -34,9 +34,9 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, url: httpx.URL, address: str = "") -> "Origin":
-        """The origin of an absolute http or https URL; `UnsupportedProtocol` for any other."""
+        """The origin of an absolute URL, http, https, grpc or grpcs; `UnsupportedProtocol` for any other."""
         if url.scheme not in _PORTS or not url.host:
-            raise httpx.UnsupportedProtocol("the URL must be absolute, http or https")
+            raise httpx.UnsupportedProtocol("the URL must be absolute, and http, https, grpc or grpcs")
         return cls(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme], address)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Reads the few members of OpenAI's bodies that the gateway decides on, and patches them in place.
+"""Reads the few members of OpenAI's bodies that the gateway decides on.
 
 The hub of the project is OpenAI's wire format, but no schema of it is kept here: what is not read is not modelled, and
 the original bytes go on (a 30-digit integer, key order and escapes survive). Strict about what could be read in two
@@ -15,14 +15,13 @@ import orjson
 from gateway.call import Call, Kind, Usage
 from gateway.errors import CallerError
 from gateway.wire.members import SPACE, elements, members, value_end
+from gateway.wire.patch import disguised
 from gateway.wire.sse import Framer
 
 MAX_DEPTH = 64
 READ_KEYS = ("model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "user")
 
 _QUOTED = [(key, b'"%s"' % key.encode()) for key in READ_KEYS]
-# A letter of a name in disguise, as in "mod\u0065l".
-_DISGUISED = re.compile(rb"\\u00[567]")
 _COLON = re.compile(SPACE + b":" + SPACE)
 _SMALL = 4096  # bytes of a body up to which it is faster to count in it than to look at its structure
 _LONG = 16  # values beyond which it is faster to take their types together
@@ -125,7 +124,7 @@ def _locate(body: bytes, read: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """
     if len(body) > _SMALL or any(key in read and body.count(quoted) != 1 for key, quoted in _QUOTED):
         return _locate_exactly(body)
-    if "model" not in read or "stream_options" in read or _DISGUISED.search(body) is not None:
+    if "model" not in read or "stream_options" in read or disguised(body):
         return _locate_exactly(body)
     colon = _COLON.match(body, body.index(b'"model"') + 7)
     return _locate_exactly(body) if colon is None else {"model": (colon.end(), value_end(body, colon.end()))}
@@ -159,35 +158,6 @@ def _characters(prompt: Any) -> int:
     return total
 
 
-def patched(call: Call, *, model: str | None = None, include_usage: bool = False) -> bytes:
-    """The call's body with another model, or with `stream_options.include_usage` set, and nothing else touched."""
-    edits: list[tuple[int, int, bytes]] = []
-    if model is not None:
-        edits.append((*call.model_at, orjson.dumps(model)))
-    if include_usage:
-        edits.append(_ask_for_usage(call))
-    if not edits:
-        return call.body
-    body = memoryview(call.body)
-    parts: list[bytes | memoryview] = []
-    at = 0
-    for start, end, text in sorted(edits):
-        parts += (body[at:start], text)
-        at = end
-    return b"".join([*parts, body[at:]])
-
-
-def _ask_for_usage(call: Call) -> tuple[int, int, bytes]:
-    body = call.body
-    if call.options_at is None:
-        at = body.index(b"{") + 1
-        return at, at, b'"stream_options":{"include_usage":true},'
-    start, end = call.options_at
-    options = body[start:end]
-    kept = [options[member.at : member.end] for member in members(options) if member.name != b"include_usage"]
-    return start, end, _object([*kept, b'"include_usage":true'])
-
-
 def _object(written: list[bytes]) -> bytes:
     return b"{" + b",".join(written) + b"}"
 
@@ -207,13 +177,23 @@ class Chunk(msgspec.Struct, gc=False):
     usage: msgspec.Raw = _ABSENT
     error: msgspec.Raw = _ABSENT
     object: msgspec.Raw = _ABSENT
+    data: msgspec.Raw = _ABSENT
+    code: msgspec.Raw = _ABSENT
+    message: msgspec.Raw = _ABSENT
 
     @property
     def failed(self) -> bool:
-        """It tells of an error: in OpenAI's way, on which an SDK would raise, or in the flat one that SGLang has."""
+        """It tells of an error: in OpenAI's way, on which an SDK would raise, or in a flat one.
+
+        SGLang's says that it is an error; DashScope's own is a code and a message in place of what was asked for.
+        """
         if self.error is not _ABSENT and bytes(self.error) not in _FALSE:
             return True
-        return self.choices is _ABSENT and bytes(self.object) == b'"error"'
+        if self.choices is not _ABSENT or self.data is not _ABSENT:
+            return False
+        if self.code is _ABSENT or self.message is _ABSENT:
+            return bytes(self.object) == b'"error"'
+        return bytes(self.code) not in _FALSE and bytes(self.message) not in _FALSE
 
     @property
     def has_usage(self) -> bool:

@@ -242,6 +242,22 @@ async def test_behind_a_pattern_the_upstreams_own_models_are_listed_too() -> Non
         assert len(orjson.loads((await stage.get("/v1/models")).body)["data"]) == 1
 
 
+async def test_adapters_are_models_of_their_own_behind_a_pattern_and_say_of_which() -> None:
+    base = {"id": "org/big", "object": "model", "owned_by": "vllm", "root": "/models/big", "parent": None}
+    adapter = {"id": "sql", "object": "model", "owned_by": "vllm", "root": "/adapters/sql", "parent": "org/big"}
+    theirs = orjson.dumps({"object": "list", "data": [base, adapter, {"id": "odd", "parent": 7}]})
+    models = {"chat": {"targets": [{"upstream": "up", "model": "org/big"}]}, "*": {"targets": [{"upstream": "up"}]}}
+    asked = [read(), reply(theirs, headers=JSON)] * 2 + [read(), reply(ANSWER, headers=JSON)]
+    async with staged(asked, models=models) as stage:
+        listed = {model["id"]: model for model in orjson.loads((await stage.get("/v1/models")).body)["data"]}
+        assert list(listed) == ["chat", "org/big", "sql", "odd"]
+        assert [model.get("parent", "none") for model in listed.values()] == ["none", "none", "org/big", "none"]
+        assert "root" not in listed["sql"], "a path of the engine's machine"
+        assert orjson.loads((await stage.get("/v1/models/sql")).body)["parent"] == "org/big"
+        await stage.ask(chat(model="sql"))
+        assert orjson.loads(stage.upstream.requests[-1].body)["model"] == "sql"
+
+
 async def test_a_failing_list_upstream_leaves_the_configured_names() -> None:
     models = {"m": {"targets": [{"upstream": "up"}]}, "*": {"targets": [{"upstream": "up"}]}}
     async with staged([read(), send(b"nonsense\r\n\r\n")], models=models) as stage:

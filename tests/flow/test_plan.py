@@ -83,14 +83,14 @@ def upstream(name: str, *replicas: str, key: str = "accepted", left: int | None 
     rules = Rules(Timeouts(), retry, ConcurrencySettings(LIMIT), LeastLoad(), KEYS[key](NOW))
     transport = httpx.MockTransport(lambda _: httpx.Response(500))
     made = [replica(f"{name}{number}", matters) for number, matters in enumerate(replicas)]
-    found = Upstream(name, DIALECTS["openai"], made, transport, rules)
+    found = Upstream(name, DIALECTS["openai"](), made, transport, rules)
     for _ in range(0 if left is None else RESERVE - left):
         found.budget.withdraw(NOW)
     return found
 
 
 def replica(name: str, matters: str = "well") -> Replica:
-    made = Replica(Endpoint(f"http://{name}:8000/v1", DIALECTS["openai"], []), closed(), lambda: NOW, 30.0)
+    made = Replica(Endpoint(f"http://{name}:8000/v1", DIALECTS["openai"](), []), closed(), lambda: NOW, 30.0)
     made.name = name
     for matter in matters.split("+"):
         befall(made, matter)

@@ -63,12 +63,12 @@ class Scene:
         self.begun: list[str] = []
         self.attempts: dict[str, Attempt] = {}
         self.bodies: list[Body] = []
-        endpoint = Endpoint("http://up:8000/v1", DIALECTS["openai"], [])
+        endpoint = Endpoint("http://up:8000/v1", DIALECTS["openai"](), [])
         breaker = Breaker(BreakerSettings(), lambda: 0.5)
         self.replica = Replica(endpoint, breaker, loop.time, 30.0)
         rules = Rules(Timeouts(), RetrySettings(), ConcurrencySettings(), LeastLoad(), breaker)
         transport = httpx.MockTransport(lambda _: httpx.Response(500))
-        self.upstream = Upstream("up", DIALECTS["openai"], [self.replica], transport, rules)
+        self.upstream = Upstream("up", DIALECTS["openai"](), [self.replica], transport, rules)
 
     def trying(self, name: str, way: Way) -> Trying:
         async def attempt() -> Attempt:

@@ -16,11 +16,14 @@ from structlog.typing import FilteringBoundLogger
 from gateway.call import Exchange, Try, Usage
 from gateway.observe.log import Fold, Format, Level, LineWriter, configure
 from gateway.observe.metrics import Metrics
-from gateway.observe.upstreams import ReplicaReading, UpstreamReading
+from gateway.observe.upstreams import EngineReading, ReplicaReading, UpstreamReading
 
 VLLM = UpstreamReading(
     "vllm",
-    [ReplicaReading("vllm-0:8000", "available", 2), ReplicaReading("vllm-1:8000", "ejected", 0)],
+    [
+        ReplicaReading("vllm-0:8000", "available", 2, EngineReading(3, 1, 0.5)),
+        ReplicaReading("vllm-1:8000", "ejected", 0),
+    ],
     queued=3,
     budget=12.0,
     panics=False,

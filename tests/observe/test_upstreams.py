@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from gateway.fleet import Standing
-from gateway.observe.upstreams import STATES, ReplicaReading, UpstreamReading, families
+from gateway.observe.upstreams import STATES, EngineReading, ReplicaReading, UpstreamReading, families
 
 FAMILIES = {
     "gateway_upstream_inflight": {"upstream", "replica"},
@@ -18,11 +18,17 @@ FAMILIES = {
     "gateway_upstream_retry_budget": {"upstream"},
     "gateway_upstream_panic": {"upstream"},
     "gateway_upstream_key_refused": {"upstream"},
+    "gateway_upstream_engine_running": {"upstream", "replica"},
+    "gateway_upstream_engine_waiting": {"upstream", "replica"},
+    "gateway_upstream_engine_kv_usage": {"upstream", "replica"},
 }
 
 VLLM = UpstreamReading(
     "vllm",
-    [ReplicaReading("vllm-0:8000", "available", 3), ReplicaReading("vllm-1:8000", "ejected", 0)],
+    [
+        ReplicaReading("vllm-0:8000", "available", 3, EngineReading(4, 1, 0.5)),
+        ReplicaReading("vllm-1:8000", "ejected", 0),
+    ],
     queued=7,
     budget=12.0,
     panics=True,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.policy.balance import BALANCES, Balance, LeastLoad, PeakEwma, RoundRobin, Weighted, ramp
+from gateway.policy.balance import BALANCES, Balance, LeastLoad, Load, PeakEwma, RoundRobin, Weighted, ramp
 
 NOW = 1000.0
 
@@ -25,6 +25,7 @@ class Host:
         self.inflight = inflight
         self.weight = weight
         self.share = 1.0
+        self.load: Load | None = None
         self.latency = PeakEwma()
         if latency is not None:
             self.latency.observe(latency, NOW - age)
@@ -353,3 +354,73 @@ def test_weights_of_zero_share_alike_where_there_are_no_others() -> None:
 def test_a_weight_of_zero_is_never_chosen_beside_others(weights: list[float], chance: float) -> None:
     chosen = Weighted()([host("x", weight=weight) for weight in weights], NOW, lambda: chance)
     assert chosen.weight > 0 or not any(weights)
+
+
+# What engines say of themselves.
+
+
+def said(
+    running: float = 0.0,
+    waiting: float = 0.0,
+    kv: float | None = None,
+    *,
+    before: int = 0,
+    now: int = 0,
+    name: str = "a",
+) -> Host:
+    """A host whose engine said this when `before` of its calls were ours, and that has `now` of ours."""
+    made = Host(name, inflight=now)
+    made.load = Load(running, waiting, kv, inflight=before, at=NOW)
+    return made
+
+
+def preferred(one: Host, other: Host) -> str:
+    """Who is taken, whichever of the two comes first."""
+    (taken,) = {LeastLoad()(pair, NOW, lambda: 0.0).name for pair in ([one, other], [other, one])}
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "before", "beside"),
+    [(5, 3, 0, 8.0), (5, 3, 6, 2.0), (5, 3, 8, 0.0), (5, 3, 9, 0.0), (0, 0, 4, 0.0), (0.0, 0.0, 0, 0.0)],
+)
+def test_what_an_engine_has_beside_our_calls_is_never_less_than_nothing(
+    running: float, waiting: float, before: int, beside: float
+) -> None:
+    assert Load(running, waiting, None, inflight=before, at=NOW).beside == beside
+
+
+@pytest.mark.parametrize(
+    ("kv", "penalty"),
+    [(None, 0.0), (0.0, 0.0), (-1.0, 0.0), (0.5, 0.15), (0.9, 1.35), (0.95, 2.85), (1.0, 14.85), (9.0, 14.85)],
+)
+def test_a_cache_counts_as_requests_and_the_more_the_fuller_it_is(kv: float | None, penalty: float) -> None:
+    assert Load(2, 1, kv, inflight=3, at=NOW).beside == pytest.approx(penalty)
+
+
+def test_an_engine_that_others_keep_busy_is_passed_over() -> None:
+    assert preferred(said(running=4, name="busy"), said(running=0, now=3, name="ours")) == "ours"
+    assert preferred(said(running=4, name="busy"), said(running=0, now=5, name="ours")) == "busy"
+
+
+def test_calls_begun_since_it_spoke_are_added_and_those_ended_are_taken_away() -> None:
+    assert preferred(said(running=2, now=2, name="more"), said(running=3, name="less")) == "less"
+    assert preferred(said(running=6, before=6, now=1, name="ended"), said(running=2, name="other")) == "ended"
+
+
+def test_of_two_with_the_same_to_do_the_one_with_a_full_cache_is_passed_over() -> None:
+    assert preferred(said(running=3, kv=0.98, name="full"), said(running=3, waiting=2, kv=0.2, name="free")) == "free"
+
+
+def test_where_one_of_two_says_nothing_both_are_judged_by_our_own_calls() -> None:
+    assert preferred(said(running=50, now=1, name="says"), Host("silent", inflight=2)) == "says"
+    assert preferred(said(running=50, now=3, name="says"), Host("silent", inflight=2)) == "silent"
+
+
+def test_between_looks_a_burst_is_spread_by_what_was_said_and_by_what_was_sent() -> None:
+    hosts = [said(running=running, name=f"h{running}") for running in (0, 10, 20)]
+    chance = random.Random(1).random
+    for _ in range(60):
+        LeastLoad()(hosts, NOW, chance).inflight += 1
+    loads = [host.inflight + host.load.beside for host in hosts if host.load is not None]
+    assert max(loads) - min(loads) <= 4

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 PATIENCE = 10.0  # seconds; far more than anything here takes
-_REAL = Path(__file__).parent.parent / "real"
+REAL = Path(__file__).parent.parent / "real"
 
 
 class Lines:
@@ -111,7 +111,7 @@ class Llama(Process):
     """A real llama.cpp server with a tiny random model. It answers to `key` only."""
 
     def __init__(self, key: str) -> None:
-        super().__init__([sys.executable, str(_REAL / "llama.py"), str(_REAL / "tiny-qwen2.gguf"), key])
+        super().__init__([sys.executable, str(REAL / "llama.py"), str(REAL / "tiny-qwen2.gguf"), key])
         self.key = key
         self.url = ""
 

@@ -5,13 +5,15 @@ import json
 import re
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.call import Call, Kind
 from gateway.errors import CallerError
-from gateway.wire.chat import MAX_DEPTH, READ_KEYS, patched, read_call
+from gateway.wire.chat import MAX_DEPTH, READ_KEYS, read_call
+from gateway.wire.patch import patched, usage_wish
 from tests.wire.test_members import INDENTS, JSON
 
 CANARY = "canary-7c1d"
@@ -136,7 +138,7 @@ def test_equal_names_elsewhere_are_nobodys_business(members: str) -> None:
 )
 def test_a_model_in_odd_writing_is_found(members: str) -> None:
     for body in both(members):
-        assert json.loads(patched(read_call("chat", body), model="other"))["model"] == "other"
+        assert json.loads(renamed(read_call("chat", body), "other"))["model"] == "other"
 
 
 @pytest.mark.parametrize("model", ["", "null", '""', "1", "[]", "{}", "true"])
@@ -198,7 +200,7 @@ def test_what_a_call_says_is_read() -> None:
 def test_null_is_as_good_as_absent() -> None:
     call = read_call("chat", b'{"model":"m","stream":null,"stream_options":null}')
     assert (call.stream, call.wants_usage) == (False, False)
-    assert json.loads(patched(call, include_usage=True))["stream_options"] == {"include_usage": True}
+    assert json.loads(asked(call))["stream_options"] == {"include_usage": True}
 
 
 @pytest.mark.parametrize(
@@ -229,6 +231,15 @@ def test_the_characters_of_a_prompt_are_counted(kind: Kind, members: str, charac
 
 # What is patched.
 
+
+def renamed(call: Call, model: str) -> bytes:
+    return patched(call, {"model": orjson.dumps(model)})
+
+
+def asked(call: Call) -> bytes:
+    return patched(call, {"stream_options": usage_wish(call)})
+
+
 ODD = (
     '{ "z" : 123456789012345678901234567890, "model"\t: "m\\u0061\\/x" ,\r\n "a":1.10, "b":"\\u00e9\\n", "c":[ 1 , 2 ],'
     '"messages":[{"content":"h\u00e9 \U0001f600"}], "stream":true}'
@@ -240,23 +251,21 @@ def test_all_but_the_model_survives_byte_for_byte(padding: str) -> None:
     body = ODD.replace("{", "{" + padding, 1).encode()
     call = read_call("chat", body)
     assert call.model == "ma/x"
-    assert patched(call, model='new "name" \u00e9') == body.replace(
-        b'"m\\u0061\\/x"', '"new \\"name\\" \u00e9"'.encode()
-    )
-    assert patched(call) is body
+    assert renamed(call, 'new "name" \u00e9') == body.replace(b'"m\\u0061\\/x"', '"new \\"name\\" \u00e9"'.encode())
+    assert patched(call, {}) is body
 
 
 def test_all_but_the_options_survives_byte_for_byte_and_in_them_all_but_the_wish() -> None:
     options = '{ "x" : 123456789012345678901234567890123, "include_usage":false , "y":[1.10,"\\u00e9"],"include_usage" : null}'
     body = ODD.replace('"stream":true', f'"stream":true, "stream_options" : {options}').encode()
-    done = patched(read_call("chat", body), include_usage=True)
+    done = asked(read_call("chat", body))
     kept = '{"x" : 123456789012345678901234567890123,"y":[1.10,"\\u00e9"],"include_usage":true}'
     assert done == body.replace(options.encode(), kept.encode())
 
 
 def test_options_with_a_number_of_any_length_are_patched() -> None:
     long = b"1" * 250
-    done = patched(read_call("chat", b'{"model":"m","stream_options":{"x":%s}}' % long), include_usage=True)
+    done = asked(read_call("chat", b'{"model":"m","stream_options":{"x":%s}}' % long))
     assert done == b'{"model":"m","stream_options":{"x":%s,"include_usage":true}}' % long
 
 
@@ -279,17 +288,17 @@ def test_a_patched_body_means_the_same_but_for_what_was_patched(
     call = read_call("chat", body)
     assert call.model == model
 
-    renamed = patched(call, model="other")
-    assert json.loads(renamed) == json.loads(body) | {"model": "other"}
-    outside_is_kept(body, renamed, call.model_at)
+    done = renamed(call, "other")
+    assert json.loads(done) == json.loads(body) | {"model": "other"}
+    outside_is_kept(body, done, call.model_at)
 
-    asked = patched(call, model="other", include_usage=True)
+    both_done = patched(call, {"model": b'"other"', "stream_options": usage_wish(call)})
     wished = (members.get("stream_options") or {}) | {"include_usage": True}
-    assert json.loads(asked) == json.loads(body) | {"model": "other", "stream_options": wished}
+    assert json.loads(both_done) == json.loads(body) | {"model": "other", "stream_options": wished}
     if call.options_at is not None:
-        outside_is_kept(body, patched(call, include_usage=True), call.options_at)
+        outside_is_kept(body, asked(call), call.options_at)
     else:
-        assert patched(call, include_usage=True) == body.replace(b"{", b'{"stream_options":{"include_usage":true},', 1)
+        assert asked(call) == body.replace(b"{", b'{"stream_options":{"include_usage":true},', 1)
 
 
 def outside_is_kept(body: bytes, done: bytes, at: tuple[int, int]) -> None:

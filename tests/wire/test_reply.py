@@ -50,6 +50,17 @@ def of_event(event: bytes) -> Any:
         (b'{"choices":[1],"error":{}}', False, False, False),
         (b'{"choices":[1],"error":""}', False, False, False),
         (b'{"choices":[1],"error":false}', False, False, False),
+        (b'{"object":"error","message":"no","type":"BadRequestError","param":null,"code":400}', True, False, True),
+        (b'{"object":"error","message":"no"}', True, False, True),
+        (b'{"code":"InvalidParameter","message":"no","request_id":"r"}', True, False, True),
+        (b'{"c\\u006fde":"InvalidParameter","message":"no"}', True, False, True),
+        (b'{"code":"","message":"","request_id":"r"}', False, False, True),
+        (b'{"code":null,"message":"no"}', False, False, True),
+        (b'{"code":0,"message":"ok"}', False, False, True),
+        (b'{"code":"x"}', False, False, True),
+        (b'{"message":"x"}', False, False, True),
+        (b'{"code":"x","message":"no","choices":[1]}', False, False, False),
+        (b'{"code":200,"message":"success","data":[]}', False, False, True),
     ],
 )
 def test_a_chunk_tells_of_error_usage_and_choices(data: bytes, failed: bool, usage: bool, empty: bool) -> None:

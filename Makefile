@@ -25,7 +25,7 @@ run: $(VENV)/.ready ## serve the demo on 127.0.0.1:8080 (PORT=… for another)
 	$(BIN)/gateway demo --port $(PORT)
 
 test: $(VENV)/.ready ## every test that needs only pip, in under two minutes
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile tests
 
 test-clients: $(VENV)-clients/.ready tests/clients/node/node_modules/.ready ## other vendors' clients in front, and the SDK's previous major version (needs Node)
 	$(VENV)-clients/bin/python -m pytest -p no:asyncio -m "not storms" tests/clients tests/sdk

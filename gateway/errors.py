@@ -249,15 +249,15 @@ class UpstreamBroken(UpstreamError):
 
 
 class UpstreamThrottled(UpstreamError):
-    """The upstream said 429. `again`: seconds after which it wants to be asked again, None where it did not say."""
+    """The upstream said 429. `retry_after`: seconds after which it wants to be asked again, None where it did not say."""
 
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, *, again: float | None = None) -> None:
-        super().__init__(message, headers=retry_after_headers(UNSAID_WAIT if again is None else again))
-        self.again = again
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message, headers=retry_after_headers(UNSAID_WAIT if retry_after is None else retry_after))
+        self.retry_after = retry_after
 
 
 class UpstreamOverloaded(UpstreamThrottled):

@@ -243,12 +243,12 @@ def _until(then: str, now: str) -> float | None:
     return min(max(waiting.total_seconds(), 0.0), _LONGEST_WAIT)
 
 
-def _throttled(_status: int, _refusal: Refusal, again: float | None) -> errors.GatewayError:
-    return errors.UpstreamThrottled("The upstream is limiting the rate of requests.", again=again)
+def _throttled(_status: int, _refusal: Refusal, wait: float | None) -> errors.GatewayError:
+    return errors.UpstreamThrottled("The upstream is limiting the rate of requests.", retry_after=wait)
 
 
-def _dry(_status: int, _refusal: Refusal, again: float | None) -> errors.GatewayError:
-    headers = errors.retry_after_headers(errors.UNSAID_WAIT if again is None else again)
+def _dry(_status: int, _refusal: Refusal, wait: float | None) -> errors.GatewayError:
+    headers = errors.retry_after_headers(errors.UNSAID_WAIT if wait is None else wait)
     return errors.UpstreamQuota("The gateway's account at the upstream is out of quota.", headers=headers)
 
 
@@ -256,14 +256,14 @@ def _unauthorized(*_: object) -> errors.GatewayError:
     return errors.UpstreamUnauthorized("The upstream did not accept the gateway's credentials.")
 
 
-def _unavailable(status: int, refusal: Refusal, again: float | None) -> errors.GatewayError:
-    if again is None:
+def _unavailable(status: int, refusal: Refusal, wait: float | None) -> errors.GatewayError:
+    if wait is None:
         return errors.UpstreamUnavailable("The upstream is not available.")
-    return _overloaded(status, refusal, again)
+    return _overloaded(status, refusal, wait)
 
 
-def _overloaded(_status: int, _refusal: Refusal, again: float | None) -> errors.GatewayError:
-    return errors.UpstreamOverloaded("The upstream is overloaded.", again=again)
+def _overloaded(_status: int, _refusal: Refusal, wait: float | None) -> errors.GatewayError:
+    return errors.UpstreamOverloaded("The upstream is overloaded.", retry_after=wait)
 
 
 def _failed(*_: object) -> errors.GatewayError:
@@ -274,7 +274,7 @@ def _timed_out(*_: object) -> errors.GatewayError:
     return errors.UpstreamTimeout("The upstream timed out.")
 
 
-def _rejected(status: int, refusal: Refusal, _again: float | None) -> errors.GatewayError:
+def _rejected(status: int, refusal: Refusal, _wait: float | None) -> errors.GatewayError:
     return errors.UpstreamRejected(
         refusal.message or "The upstream refused the request.",
         status=status,

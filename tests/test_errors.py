@@ -90,9 +90,9 @@ def test_who_is_told_to_come_back_is_told_when_and_who_may_have_reached_an_upstr
 def test_a_throttle_keeps_what_the_upstream_asked_for_apart_from_what_the_caller_is_told(
     class_: type[errors.UpstreamThrottled],
 ) -> None:
-    unsaid, said = class_("No."), class_("No.", again=7.5)
-    assert (unsaid.again, unsaid.headers["retry-after-ms"]) == (None, "1000")
-    assert (said.again, said.headers["retry-after-ms"]) == (7.5, "7500")
+    unsaid, said = class_("No."), class_("No.", retry_after=7.5)
+    assert (unsaid.retry_after, unsaid.headers["retry-after-ms"]) == (None, "1000")
+    assert (said.retry_after, said.headers["retry-after-ms"]) == (7.5, "7500")
 
 
 @pytest.mark.parametrize(

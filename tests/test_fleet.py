@@ -487,7 +487,7 @@ BASES = (errors.GatewayError, errors.UpstreamError)  # what says no more is take
 def made(class_: type[GatewayError]) -> GatewayError:
     error = class_.__new__(class_)
     if isinstance(error, errors.UpstreamThrottled):
-        error.again = None
+        error.retry_after = None
     return error
 
 
@@ -515,7 +515,7 @@ def test_what_callers_do_never_ejects_however_often_they_do_it() -> None:
 )
 def test_a_throttle_cools_for_as_long_as_it_says_up_to_two_minutes(again: float | None, seconds: float) -> None:
     at = upstream()
-    end(at, 0, errors.UpstreamThrottled("x", again=again))
+    end(at, 0, errors.UpstreamThrottled("x", retry_after=again))
     (only,) = at.replicas
     assert only.cooling["m"] == NOW + seconds
     assert only.fit("m", NOW + seconds)

@@ -259,7 +259,7 @@ def test_when_to_come_back_is_always_told_in_both_headers(
     assert error.headers["retry-after-ms"] == str(milliseconds)
     assert error.headers["retry-after"] == str(-(-milliseconds // 1000))
     if isinstance(error, errors.UpstreamThrottled):
-        assert error.again == (None if seconds is None else pytest.approx(seconds))
+        assert error.retry_after == (None if seconds is None else pytest.approx(seconds))
 
 
 @settings(deadline=None)

@@ -74,8 +74,8 @@ class Lease:
             said = {"hint": upstream.hint} if known else {}
             _log.error("key_refused", upstream=upstream.name, reason=error.code, **said)
         if told.cools:
-            again = error.again if isinstance(error, UpstreamThrottled) else None
-            seconds = _UNSAID_COOLING if again is None else min(again, LONGEST_COOLING)
+            wait = error.retry_after if isinstance(error, UpstreamThrottled) else None
+            seconds = _UNSAID_COOLING if wait is None else min(wait, LONGEST_COOLING)
             replica.cool(self.model, now + seconds, now)
         self._wait_counts(judge(error), now)
 

@@ -57,7 +57,7 @@ class Dispatch:
         try:
             return await attempt.run(call)
         except errors.GatewayError as failure:
-            return await Tries(self, call, route, exchange, place, watched_by).again(failure)
+            return await Tries(self, call, route, exchange, place, watched_by).recover(failure)
 
     def lease(self, place: Place, replica: Replica, call: Call) -> Lease:
         """The place on `replica` that has been counted there."""
@@ -112,7 +112,7 @@ class Tries:
                 return await self._hedged(self._route.hedge)
             return (await self._attempt(self.place)).answer
         except errors.GatewayError as failure:
-            return await self.again(failure)
+            return await self.recover(failure)
 
     async def _attempt(self, place: Place, lease: Lease | None = None, *, beside: bool = False) -> Attempt:
         """One that has succeeded, perhaps `beside` another. `lease`: taken already. Raises GatewayError."""
@@ -157,7 +157,7 @@ class Tries:
 
     # After a failure.
 
-    async def again(self, failure: errors.GatewayError) -> Plain | Stream:
+    async def recover(self, failure: errors.GatewayError) -> Plain | Stream:
         """Try on until something is served. Raises the last failure, an upstream's rather than one of our own."""
         self._failure = failure
         retrying = AsyncRetrying(
@@ -185,10 +185,10 @@ class Tries:
         self._plan.failed(self.place, reaction(failure).again)
         now = self._dispatch.clock()
         self._next = place = self._plan.next(self.place, now)
-        if place is None or not place.again:
+        if place is None or not place.visited:
             return 0.0
         settings, chance = place.upstream.retry, self._dispatch.rng.random
-        unsaid = isinstance(failure, errors.UpstreamThrottled) and failure.again is None
+        unsaid = isinstance(failure, errors.UpstreamThrottled) and failure.retry_after is None
         cool_at = now if place.replica is None else place.replica.cooling.get(place.model, now)
         if unsaid or cool_at <= now:
             return FullJitter(settings, chance)(state)

@@ -16,13 +16,13 @@ from gateway.outcome import Again
 class Place(NamedTuple):
     """Where an attempt goes. `replica`: None where all are full, and the first one that becomes free will do.
 
-    `model`: the name that the upstream knows it by. `again`: this call has failed there before.
+    `model`: the name that the upstream knows it by. `visited`: this call has failed there before.
     """
 
     target: Target
     model: str
     replica: Replica | None
-    again: bool = False
+    visited: bool = False
 
     @property
     def upstream(self) -> Upstream:
@@ -95,7 +95,7 @@ class Plan:
 
     def will_do(self, place: Place, replica: Replica, now: float) -> bool:
         """Whether what has waited for any replica at `place` is helped by a place on this one."""
-        if replica in (self._useless if place.again else self._spent(place.model)):
+        if replica in (self._useless if place.visited else self._spent(place.model)):
             return False
         replicas = place.upstream.replicas
         return replica.fit(place.model, now) or not any(one.fit(place.model, now) for one in replicas)
@@ -152,7 +152,7 @@ class Plan:
         best = min(found)
         target = targets[best[-1]]
         chosen = target.upstream.balance(found[best], now, self._chance)
-        return Place(target, self._name(target), chosen, again=best[3])
+        return Place(target, self._name(target), chosen, visited=best[3])
 
     def _fit(self, target: Target, now: float) -> Place | None:
         upstream = target.upstream

@@ -134,7 +134,7 @@ def name(place: Place | None) -> str:
     if place is None:
         return "nowhere"
     written = f"{place.upstream.name} queue" if place.replica is None else place.replica.name
-    return f"({written})" if place.again else written
+    return f"({written})" if place.visited else written
 
 
 def firsts(*stages: Sequence[Target | Upstream], calls: int = 40) -> set[str]:
@@ -622,7 +622,7 @@ class Trial:
 
     def check_first(self) -> None:
         good = self.good()
-        assert not self.place.again
+        assert not self.place.visited
         assert self.place.target in self.targets, "a target without weight"
         if good:
             self._check_good(self.place, good)
@@ -678,7 +678,7 @@ class Trial:
 
     def _check_good(self, found: Place, good: dict[Target, list[Replica]]) -> None:
         assert found.replica is not None, "a place is free, and not taken"
-        assert not found.again
+        assert not found.visited
         assert (found.model, found.replica) not in self.tried, "it is the same again"
         assert found.replica not in self.useless
         assert found.upstream not in self.refused
@@ -725,7 +725,7 @@ class Trial:
         else:
             assert not fit, "there is something to wait for"
             assert (found.target, found.replica) in best
-            assert found.again is self.has_tried(found.target, found.replica)
+            assert found.visited is self.has_tried(found.target, found.replica)
             ranks = [self._rank(*place) for place in best]
             assert self._rank(found.target, found.replica) == min(ranks), "there is something better"
 
@@ -799,9 +799,9 @@ def test_a_call_that_fails_everywhere_has_soon_been_everywhere(way: Route, seed:
     step = Step(again, puts_out=True, seconds=0.0, matters=[])
     places = {(trial.name(target), one) for target in trial.targets for one in target.upstream.replicas}
     for _ in range(len(places)):
-        if trial.place.again or not trial.step(step):
+        if trial.place.visited or not trial.step(step):
             return
-    assert trial.place.again or trial.place.replica is None
+    assert trial.place.visited or trial.place.replica is None
 
 
 # What a wait in the queue leads to.

@@ -104,9 +104,16 @@ def generate(url: str, body: bytes = BODY, model: str = "llm", **timeouts: float
     return request(f"{url}/v2/models/{model}/generate_stream", body, timeouts)
 
 
-@pytest.fixture(params=["asyncio"])
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return request.param
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module", autouse=True)
+async def one_loop() -> AsyncIterator[None]:
+    """An open fixture keeps its event loop: gRPC's library hands what is left of one loop's calls to the next, and fails."""
+    yield
+    await asyncio.sleep(0)
 
 
 async def test_responses_come_as_the_events_of_the_generate_extension() -> None:

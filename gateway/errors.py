@@ -12,6 +12,7 @@ This file must not know HTTP libraries, upstreams or metrics. The tree::
     │   ├── CallerTimeout            408  request_timeout: head or body came too slowly
     │   ├── BodyTooLarge             413  request_too_large
     │   ├── UrlTooLong               414  url_too_long
+    │   ├── Unsupported              400  unsupported_parameter, unsupported_endpoint: not with this upstream
     │   ├── UnsupportedMedia         415  unsupported_content_type
     │   └── HeadTooLarge             431  headers_too_large
     ├── Internal                     500  internal_error: a fault of ours
@@ -121,6 +122,12 @@ class MethodNotAllowed(CallerError):
 
     status = 405
     code = "method_not_allowed"
+
+
+class Unsupported(CallerError):
+    """The upstream can't do what is asked for; another one may. It was not sent there."""
+
+    code = "unsupported_parameter"
 
 
 class CallerTimeout(CallerError):

@@ -105,6 +105,7 @@ REACTIONS: dict[Outcome, Reaction] = {
 # Where we ourselves are the bottleneck no replica is to blame, and waiting again would be a second queue.
 _POOL_EXHAUSTED = Reaction(Again.ELSEWHERE)
 _OURS = Reaction(Again.NEVER)
+_NOT_THERE = Reaction(Again.OTHER_UPSTREAM)
 # It would be the same again at the same place.
 _AGAIN = {
     "upstream_tls": Again.ELSEWHERE,
@@ -120,6 +121,8 @@ def reaction(error: errors.GatewayError | None) -> Reaction:
     """What is made of it."""
     if isinstance(error, errors.Unavailable):
         return _POOL_EXHAUSTED if isinstance(error, errors.PoolExhausted) else _OURS
+    if isinstance(error, errors.Unsupported):
+        return _NOT_THERE
     usual = REACTIONS[judge(error)]
     if error is None or usual.again is Again.NEVER:
         return usual

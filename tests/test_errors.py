@@ -25,6 +25,7 @@ SEEN: dict[type[errors.GatewayError], tuple[int, str, str | None]] = {
     errors.CallerTimeout: (408, "invalid_request_error", "request_timeout"),
     errors.BodyTooLarge: (413, "invalid_request_error", "request_too_large"),
     errors.UrlTooLong: (414, "invalid_request_error", "url_too_long"),
+    errors.Unsupported: (400, "invalid_request_error", "unsupported_parameter"),
     errors.UnsupportedMedia: (415, "invalid_request_error", "unsupported_content_type"),
     errors.HeadTooLarge: (431, "invalid_request_error", "headers_too_large"),
     errors.Internal: (500, "server_error", "internal_error"),

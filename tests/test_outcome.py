@@ -323,6 +323,7 @@ THROTTLE = Reaction(Again.ANYWHERE, cools=True)
 REFUSED = Reaction(Again.OTHER_UPSTREAM, key=Verdict.FAILED)
 NOTHING = Reaction(Again.NEVER)
 MADE_OF: dict[type[errors.GatewayError], Reaction] = {
+    errors.Unsupported: Reaction(Again.OTHER_UPSTREAM),  # the others may be able to
     errors.GatewayError: FAILURE,
     errors.Internal: FAILURE,
     # Here it is we who can take no more: no replica is to blame, and to wait again would be a second queue.
@@ -348,7 +349,7 @@ MADE_OF: dict[type[errors.GatewayError], Reaction] = {
 @pytest.mark.parametrize("class_", list(classes(errors.GatewayError)), ids=lambda class_: class_.__name__)
 def test_every_error_has_its_reaction(class_: type[errors.GatewayError]) -> None:
     error = class_.__new__(class_)
-    assert reaction(error) == (NOTHING if issubclass(class_, errors.CallerError) else MADE_OF[class_])
+    assert reaction(error) == MADE_OF.get(class_, NOTHING if issubclass(class_, errors.CallerError) else None)
 
 
 def test_every_outcome_has_its_reaction_and_only_a_served_call_speaks_for_a_replica_and_its_key() -> None:

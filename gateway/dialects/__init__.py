@@ -19,7 +19,14 @@ from gateway.wire.sse import Event
 
 
 class Translator(Protocol):
-    """Turns one stream that is not OpenAI's into one that is. Made for each call."""
+    """Turns one stream that is not OpenAI's into one that is. Made for each call.
+
+    `slow_to_end`: `end` has so much to do that it is to be called on a thread of its own.
+    """
+
+    @property
+    def slow_to_end(self) -> bool:
+        """Asked once, when the upstream has said everything."""
 
     def take(self, events: list[Event]) -> list[Event]:
         """What to pass on for these events of the upstream's. An error among them is passed on in OpenAI's form."""

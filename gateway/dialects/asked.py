@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from gateway.call import Call, Kind
-from gateway.errors import CallerError
+from gateway.errors import CallerError, Unsupported
 
 _MOST = 2**31 - 1
 _NAME = re.compile(r"\w{1,64}")
@@ -125,12 +125,11 @@ def read(call: Call, taken: frozenset[str], variables: frozenset[str]) -> Asked:
     return Asked([], _prompt(prompt), sampling, {})
 
 
-def refused(name: str, param: str | None = None) -> CallerError:
+def refused(name: str, param: str | None = None) -> Unsupported:
     """The upstream can't do it, and to leave it out would be another call than the caller's."""
     told = name if _NAME.fullmatch(name) else "this parameter"
-    return CallerError(
+    return Unsupported(
         f"The upstream of this model can not honour {told}.",
-        code="unsupported_parameter",
         param=(param or name)[:64],
     )
 
@@ -169,11 +168,7 @@ def _prompt(prompt: object) -> str:
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, list):
-        raise CallerError(
-            "The upstream of this model takes one prompt at a time, as text.",
-            code="unsupported_parameter",
-            param="prompt",
-        )
+        raise Unsupported("The upstream of this model takes one prompt at a time, as text.", param="prompt")
     raise _wrong("prompt", "text")
 
 

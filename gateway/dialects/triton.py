@@ -57,6 +57,8 @@ PROFILES: dict[str, Profile] = {
 }
 
 _MOST = 1 << 62
+_QUICKLY_COUNTED = 1 << 10  # characters, which a tokenizer has counted in about two milliseconds
+_MOST_COUNTED = 1 << 18  # characters, which take it half a second: a longer text is left to whoever estimates
 _LONGEST = 2000  # characters of an upstream's words that are looked at
 _LENGTH = frozenset(("length", "max_tokens", "max_length"))
 _BROKEN_OFF = frozenset(("abort", "cancelled", "canceled", "error"))
@@ -123,7 +125,8 @@ class Triton:
 
     def path(self, kind: Kind, model: str) -> str | None:
         """The model's own path; None for what no text model does, and for chat without a template."""
-        if kind == "completions" or (kind == "chat" and self._template is not None):
+        chats = kind == "chat" and self._template is not None
+        if (chats or kind == "completions") and model not in (".", ".."):
             return f"/v2/models/{quote(model, safe='')}/generate_stream"
         return None
 
@@ -218,7 +221,6 @@ class Chunks:
 
     def __init__(self, triton: Triton, call: Call, model: str) -> None:
         self._triton = triton
-        # The body is not kept for as long as a stream may last.
         self._prompt, self._limit = triton.counted(call)
         self._chat = call.kind == "chat"
         name, created = triton.mint()
@@ -237,6 +239,14 @@ class Chunks:
         self._output: int | None = None
         self._aborted = False
         self._failed = False
+
+    @property
+    def slow_to_end(self) -> bool:
+        """Whether there is much that the model has not counted, and its tokenizer will."""
+        if self._triton.count is None:
+            return False
+        left = 0 if self._output is not None else self._length
+        return left + len(self._prompt or "") > _QUICKLY_COUNTED
 
     def take(self, events: list[Event]) -> list[Event]:
         """The chunks for these responses."""
@@ -300,29 +310,24 @@ class Chunks:
         return [self._piece(held)] if held else []
 
     def _tally(self, response: Mapping[str, Any]) -> None:
-        """What the model counts, or else its tokenizer: not before the first words have gone on, as it takes a while."""
+        """What the model counts."""
         read, written = (self._triton.meant(response, name) for name in ("num_input_tokens", "num_output_tokens"))
         if isinstance(written, int):
             self._output = written + (0 if self._triton.cumulative else self._output or 0)
         if isinstance(read, int):
             self._input, self._prompt = read, None
-        elif self._begun:
-            self._count_prompt()
-
-    def _count_prompt(self) -> None:
-        prompt, self._prompt = self._prompt, None
-        if prompt is not None and self._triton.count is not None:
-            self._input = self._triton.count(prompt)
 
     def _usage(self) -> dict[str, int] | None:
         """None where nobody has counted, for whoever estimates."""
-        self._count_prompt()
-        read, written = self._input, self._output
-        if written is None and self._triton.count is not None:
-            written = self._triton.count("".join(self._texts))
+        read = self._counted(self._prompt) if self._input is None else self._input
+        written = self._counted("".join(self._texts)) if self._output is None else self._output
         if read is None or written is None:
             return None
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+    def _counted(self, text: str | None) -> int | None:
+        count = self._triton.count
+        return None if text is None or count is None or len(text) > _MOST_COUNTED else count(text)
 
     def _piece(self, text: str) -> Event:
         self._length += len(text)

@@ -206,7 +206,7 @@ class Attempt:
         self.streams = streams = upstream.dialect.streams(call, lease.model)
         destination = lease.replica.endpoint.destination(call.kind, lease.model, stream=streams)
         if destination is None:
-            raise errors.CallerError(
+            raise errors.Unsupported(
                 f"This model does not serve {call.kind}.", code="unsupported_endpoint", param="model"
             )
         deadline = min(self.until)
@@ -230,9 +230,11 @@ class Attempt:
         head = Head.of(response)
         if head.encoded:
             raise errors.UpstreamBroken("The upstream's answer is encoded.", code="upstream_bad_encoding")
-        if _is_plain(head.content_type, self.streams):
-            return await _plain(self.upstream, response, head.passed)
-        stream = Stream(self, response, head.passed, self.upstream.dialect.translator(call, self.lease.model))
+        plain = _is_plain(head.content_type, self.streams)
+        translator = self.upstream.dialect.translator(call, self.lease.model) if self.streams else None
+        if plain:
+            return await _plain(self.upstream, response, head.passed, translator)
+        stream = Stream(self, response, head.passed, translator)
         if not call.stream:
             body = await _gathered(stream, call.choices)
             return Plain(body, head.passed, chat.read_chunk(body))
@@ -275,7 +277,7 @@ class Stream:
             return self._feed(await anext(self._reads))
         except StopAsyncIteration:
             translator, self._translator = self._translator, None
-            return None if translator is None else translator.end() or None
+            return None if translator is None else await _ending(translator)
         except EventTooLarge:
             raise errors.UpstreamBroken(
                 "The upstream sent too large an event.", code="upstream_event_too_large"
@@ -330,6 +332,11 @@ def _stream_of(response: httpx.Response) -> httpx.AsyncByteStream:
     return response.stream
 
 
+async def _ending(translator: Translator) -> list[Event] | None:
+    events = await asyncio.to_thread(translator.end) if translator.slow_to_end else translator.end()
+    return events or None
+
+
 def _translating(translator: Translator) -> Callable[[bytes], list[Event]]:
     feed = Framer().feed
     return lambda data: translator.take(feed(data))
@@ -379,7 +386,7 @@ async def _gathered(stream: Stream, choices: int) -> bytes:
     return gathered.reply()
 
 
-async def _plain(upstream: Upstream, response: httpx.Response, headers: Fields) -> Plain:
+async def _plain(upstream: Upstream, response: httpx.Response, headers: Fields, translator: Translator | None) -> Plain:
     body = await _read(response, LARGEST_REPLY)
     try:
         read = chat.read_chunk(body)
@@ -387,6 +394,8 @@ async def _plain(upstream: Upstream, response: httpx.Response, headers: Fields) 
         raise errors.UpstreamBroken("The upstream's answer is not valid JSON.") from None
     if read.failed:
         raise _told_inside(upstream.dialect.refusal(200, body))
+    if translator is not None:
+        raise errors.UpstreamBroken("The upstream's answer is no stream.", code="upstream_bad_content_type")
     return Plain(body, headers, read)
 
 

@@ -165,8 +165,9 @@ class Tries:
         )
         try:
             return await retrying(self._resume)
-        except (errors.Overloaded, errors.PoolExhausted):
-            self._exchange.gave_up = self._exchange.gave_up or "nowhere"
+        except (errors.Overloaded, errors.PoolExhausted, errors.Unsupported):
+            hopeless = isinstance(self._failure, errors.Unsupported)
+            self._exchange.gave_up = "" if hopeless else self._exchange.gave_up or "nowhere"
             raise self._failure from None
 
     async def _resume(self) -> Plain | Stream:
@@ -204,15 +205,16 @@ class Tries:
         """Whether that was the last attempt. What it grants is paid for."""
         exchange = self._exchange
         failure = state.outcome.exception() if state.outcome is not None else None
-        why = exchange.gave_up = self._why_stop(state.upcoming_sleep)
+        why = exchange.gave_up = self._why_stop(state.upcoming_sleep, free=isinstance(failure, errors.Unsupported))
         if why or self._next is None or not isinstance(failure, errors.GatewayError):
             return True
         exchange.retries += ((self.place.upstream.name, end_reason(failure)),)
         self.place = self._next
         return False
 
-    def _why_stop(self, wait: float) -> str:
-        if self._exchange.attempts >= self._payer.retry.attempts:
+    def _why_stop(self, wait: float, *, free: bool) -> str:
+        """What forbids another attempt. `free`: the last one never left, and is no attempt that counts."""
+        if self._exchange.attempts >= self._payer.retry.attempts and not free:
             return "attempts"
         if self._next is None:
             return "nowhere"
@@ -220,7 +222,7 @@ class Tries:
             return "retry_after"
         if self._is_late(self._next, wait):
             return "deadline"
-        return "" if self._payer.budget.withdraw(self._dispatch.clock()) else "budget"
+        return "" if free or self._payer.budget.withdraw(self._dispatch.clock()) else "budget"
 
     async def _pause(self, seconds: float) -> None:
         if seconds:

@@ -51,9 +51,11 @@ async def _winner(runners: list[Runner]) -> Runner:
 
 
 def _failed(runner: Runner) -> bool:
-    """It has, and the other might not: what is the caller's fault would be told by both."""
+    """It has, and the other might not: what is the caller's fault would be told by both, unless it is so there only."""
     result = runner.result() if runner.done() else None
-    return isinstance(result, errors.GatewayError) and judge(result) is not Outcome.REJECTED
+    if not isinstance(result, errors.GatewayError):
+        return False
+    return judge(result) is not Outcome.REJECTED or isinstance(result, errors.Unsupported)
 
 
 async def _dismiss(runners: list[Runner]) -> None:

@@ -78,6 +78,7 @@ class KServe(httpx.AsyncBaseTransport):
         except self._grpc.aio.AioRpcError as failure:
             return self._failed(channel, failure)
         except ValueError:
+            call.cancel()
             raise httpx.RemoteProtocolError("the upstream sent what is no message") from None
         return _error(404, "there is nothing at this path")
 

@@ -86,6 +86,7 @@ def test_without_a_template_there_is_no_chat() -> None:
 
 def test_a_models_name_can_not_leave_its_place_in_the_path() -> None:
     assert triton().path("chat", "../x?y#z") == "/v2/models/..%2Fx%3Fy%23z/generate_stream"
+    assert triton().path("chat", "..") is triton().path("completions", ".") is None
 
 
 def test_it_is_always_asked_for_a_stream_and_a_key_is_a_bearer() -> None:
@@ -243,6 +244,32 @@ def test_what_the_model_counts_is_not_counted_again() -> None:
     dialect = triton("vllm_backend", template=template(count=True))
     said = spoken(dialect, call(stream=True), recorded("vllm_backend")[1])
     assert said[-2]["usage"] == {"prompt_tokens": 4, "completion_tokens": 4, "total_tokens": 8}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "counts", "slow"),
+    [
+        ("p" * 10, "a" * 10, False, False),
+        ("p" * 2000, "a", False, True),
+        ("p", "a" * 2000, False, True),
+        ("p" * 2000, "a" * 2000, True, False),
+    ],
+)
+def test_what_takes_long_to_count_is_said_to_and_what_the_model_counts_does_not(
+    prompt: str, answer: str, counts: bool, slow: bool
+) -> None:
+    chunks = triton("vllm_backend", template=template(count=True)).translator(call("completions", prompt=prompt), "m")
+    told = {"num_input_tokens": 1, "num_output_tokens": 1} if counts else {}
+    chunks.take([(b"", json.dumps({"text_output": answer, **told}).encode())])
+    assert chunks.slow_to_end is slow
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [("p" * 300_000, "a"), ("p", "a" * 300_000)])
+def test_what_would_take_too_long_to_count_is_left_to_be_estimated(prompt: str, answer: str) -> None:
+    dialect = triton(template=template(count=True))
+    said = spoken(dialect, call("completions", prompt=prompt), response(text_output=answer))
+    assert said[-1] == b"[DONE]"
+    assert all("usage" not in one for one in said[:-1])
 
 
 @pytest.mark.parametrize(("limit", "finish"), [(4, "length"), (5, "stop")])

@@ -62,6 +62,18 @@ async def assert_left(stage: Cast, upstream: str, replica: int) -> None:
 
 
 @STREAMING
+async def test_a_second_attempt_where_it_can_not_be_done_leaves_the_first_one_alone(stream: bool) -> None:
+    only_text = {"b": {"kind": "triton", "health": {"enabled": False}}}
+    scripts = {"a": [answering(after(3, served(stream)))], "b": [SILENT]}
+    async with staged_many(scripts, upstreams=only_text, models=hedged("a", "b", after=1)) as stage:
+        response = await stage.ask(chat(stream=stream))
+
+        assert (response.status, response.headers["x-gateway-upstream"]) == (200, "a")
+        assert stage.seen == {"a": [1], "b": [0]}
+        assert stage.attempts(outcome="abandoned") == 0
+
+
+@STREAMING
 async def test_after_its_time_a_second_attempt_is_made_elsewhere_and_served_if_it_speaks_first(stream: bool) -> None:
     async with staged_many({"up": [SILENT, answering(after(1, served(stream)))]}, models=hedged()) as stage:
         began_at = now()

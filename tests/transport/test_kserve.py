@@ -293,6 +293,17 @@ async def test_a_connection_that_is_never_made_is_a_connect_timeout() -> None:
         await transport.aclose()
 
 
+async def test_what_waits_for_a_connection_when_all_are_closed_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        transport = open_kserve(TransportSettings())
+        asking = asyncio.ensure_future(fetch(transport, generate(f"grpc://127.0.0.1:{mute.getsockname()[1]}")))
+        while not transport._channels:
+            await asyncio.sleep(0)
+        await transport.aclose()
+        with pytest.raises(httpx.TransportError):
+            await asking
+
+
 async def test_the_engine_of_http_refuses_such_urls() -> None:
     engine = Engine(TransportSettings())
     with pytest.raises(httpx.UnsupportedProtocol):

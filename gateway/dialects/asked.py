@@ -41,14 +41,11 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "logprobs": (False,),
     "top_logprobs": (0,),
     "logit_bias": ({},),
-    "tools": ([],),
-    "functions": ([],),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
-    "stop": ([],),
     "presence_penalty": (0, 0.0),
     "frequency_penalty": (0, 0.0),
     "repetition_penalty": (1, 1.0),
@@ -114,11 +111,11 @@ def read(call: Call, taken: frozenset[str], variables: frozenset[str]) -> Asked:
     sampling: dict[str, int | float | list[str]] = {}
     for name, value in given.items():
         meaning = "max_tokens" if name == "max_completion_tokens" else name
-        if value is None or name in _ABOUT:
+        if value is None or value == [] or name in _ABOUT:
             continue
         if meaning in taken:
             sampling[meaning] = _checked(name, meaning, value)
-        elif value not in _NEUTRAL.get(name, ()):
+        elif not _is_neutral(name, value):
             raise refused(name)
     if call.kind == "chat":
         return Asked(_messages(messages), None, sampling, for_template)
@@ -132,6 +129,10 @@ def refused(name: str, param: str | None = None) -> Unsupported:
         f"The upstream of this model can not honour {told}.",
         param=(param or name)[:64],
     )
+
+
+def _is_neutral(name: str, value: object) -> bool:
+    return any(type(value) is type(one) and value == one for one in _NEUTRAL.get(name, ()))
 
 
 def _checked(name: str, meaning: str, value: object) -> int | float | list[str]:

@@ -8,7 +8,7 @@ list there are models and not deployments, so nobody is told of it: it only serv
 from urllib.parse import quote
 
 from gateway.call import Kind
-from gateway.dialects.openai import OpenAI
+from gateway.dialects.openai import PATHS, OpenAI
 
 
 class Azure(OpenAI):
@@ -21,13 +21,12 @@ class Azure(OpenAI):
 
     def path(self, kind: Kind, model: str) -> str | None:
         """Where calls of `kind` to the deployment `model` go."""
-        end = super().path(kind, model)
-        if kind == "models" or end is None or model in (".", ".."):
+        if kind == "models":
             return None
+        if not self._deployments:
+            return f"/openai/v1{PATHS[kind]}"
         return (
-            f"/openai/deployments/{quote(model, safe='')}{end}{self._query}"
-            if self._deployments
-            else f"/openai/v1{end}"
+            None if model in (".", "..") else f"/openai/deployments/{quote(model, safe='')}{PATHS[kind]}{self._query}"
         )
 
     def headers(self, api_key: str | None) -> list[tuple[str, str]]:

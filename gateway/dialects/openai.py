@@ -12,7 +12,7 @@ from gateway.call import Call, Kind
 from gateway.outcome import Refusal
 from gateway.wire.patch import patched, usage_wish
 
-_PATHS: dict[Kind, str] = {
+PATHS: dict[Kind, str] = {
     "chat": "/chat/completions",
     "completions": "/completions",
     "embeddings": "/embeddings",
@@ -39,7 +39,7 @@ class OpenAI:
     that means 529, and not that something is broken. `codes`: OpenAI's for what is said without one.
     """
 
-    health: str = _PATHS["models"]
+    health: str = PATHS["models"]
     checked: ClassVar[bool] = False
     ailing: ClassVar[int] = 500
 
@@ -68,7 +68,7 @@ class OpenAI:
 
     def path(self, kind: Kind, model: str) -> str | None:  # noqa: ARG002  # others have a path for each model
         """Where calls of `kind` go."""
-        return _PATHS[kind]
+        return PATHS[kind]
 
     def headers(self, api_key: str | None) -> list[tuple[str, str]]:
         """The key as a bearer token."""

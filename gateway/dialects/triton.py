@@ -277,7 +277,7 @@ class Chunks:
             return [(raw, data)]  # whoever reads it will say that it is nothing
         if response.get("error"):
             self._failed = True
-            return [_event({"error": {"message": str(response["error"])[:_LONGEST]}})]
+            return [_event({"error": {"message": _text(response["error"])[:_LONGEST]}})]
         made: list[Event] = []
         if not self._begun and self._chat:
             made.append(self._choice({"role": "assistant", "content": ""}))
@@ -287,7 +287,7 @@ class Chunks:
             return made
         if text := self._new(response):
             made.append(self._piece(text))
-        reason = str(self._triton.meant(response, "finish_reason")).lower()
+        reason = _text(self._triton.meant(response, "finish_reason")).lower()
         if reason in _BROKEN_OFF:
             self._aborted = True
         elif reason not in _NOT_YET:
@@ -369,5 +369,8 @@ def _words(body: bytes) -> str:
     """`{"error": "..."}`, as it is or as a stream's event, and in either form that it has here."""
     read = _object(body.strip().removeprefix(b"data:").strip()) or {}
     error = read.get("error")
-    words = error.get("message") if isinstance(error, dict) else error
-    return words[:_LONGEST] if isinstance(words, str) else ""
+    return _text(error.get("message") if isinstance(error, dict) else error)[:_LONGEST]
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -214,9 +214,12 @@ class Attempt:
             self.phase = "first_event"
             deadline = first_token
         self._deadline = deadline
+        request_id = self.exchange.request_id
+        if self.exchange.attempts > 1:  # an engine may not know yet that the one before was given up
+            request_id = f"{request_id}-{self.exchange.attempts}"
         return PreparedRequest(
             destination,
-            [(b"x-request-id", _numbered(self.exchange))],
+            [(b"x-request-id", request_id.encode("ascii"))],
             upstream.dialect.encode(call, lease.model),
             {"timeout": upstream.stream_timeout if streams else upstream.plain_timeout, "deadline": deadline},
         )
@@ -314,12 +317,6 @@ def blamed(exchange: Exchange) -> errors.GatewayError:
     """What a cancelled attempt is put down to: to the upstream only where its silence was the reason."""
     reason = exchange.interruption
     return reason if isinstance(reason, errors.UpstreamError) else ABANDONED
-
-
-def _numbered(exchange: Exchange) -> bytes:
-    """The call's id, and from the second attempt on its number: an engine may not know yet that the first was given up."""
-    request_id = exchange.request_id.encode("ascii")
-    return request_id if exchange.attempts <= 1 else b"%b-%d" % (request_id, exchange.attempts)
 
 
 def _now() -> float:

@@ -30,6 +30,7 @@ def refusal(kind: Kind = "chat", **members: Any) -> CallerError:
     [
         {"n": 1, "tools": [], "tool_choice": "auto", "logprobs": False, "response_format": {"type": "text"}},
         {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "flex", "stream": True},
+        {"stop": [], "functions": []},
         {"seed": None, "tools": None, "stop": None, "whatever": None},
     ],
 )
@@ -47,6 +48,8 @@ def test_what_changes_nothing_may_stand_there(members: dict[str, Any]) -> None:
         ("best_of", 2),
         ("logprobs", True),
         ("logprobs", 3),
+        ("logprobs", 0),  # of completions: those of what was said
+        ("n", True),
         ("top_logprobs", 2),
         ("logit_bias", {"1": 1}),
         ("response_format", {"type": "json_schema"}),

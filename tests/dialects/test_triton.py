@@ -1,6 +1,6 @@
 """Triton's dialect: what a model is given, what is understood of its errors, and the chunks that are made of its text.
 
-The recordings in `recordings/triton` are what a real Triton said, with the models of tests/engines.
+The recordings in `recordings/real/triton` are what a real Triton said, with the models of tests/engines.
 """
 
 import json
@@ -21,7 +21,7 @@ from gateway.wire import chat
 from gateway.wire.gather import Gathered
 from gateway.wire.sse import Event, Framer
 
-FOLDER = Path(__file__).parent / "recordings" / "triton"
+FOLDER = Path(__file__).parent / "recordings" / "real" / "triton"
 SOURCE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 SAID = "Grüße aus 東京 🎉"
 
@@ -390,6 +390,14 @@ JSON_VALUES = st.recursive(
     max_leaves=5,
 )
 RESPONSES = st.dictionaries(st.sampled_from([*MEANINGS, "error"]), JSON_VALUES, max_size=5)
+
+
+@pytest.mark.parametrize("name", ["error", "finish_reason", "text_output", "num_output_tokens"])
+def test_what_is_nested_as_deeply_as_can_be_read_is_survived(name: str) -> None:
+    deep = b'{"%s":%s1%s}' % (name.encode(), b"[" * 1000, b"]" * 1000)
+    for body in (deep, b'{"error":{"message":%s}}' % deep):
+        assert spoken(triton("vllm_backend"), call(), b"data: " + body + b"\n\n") is not None
+        assert of_status(500, triton().refusal(400, body), {}).message
 
 
 @given(st.lists(RESPONSES, max_size=4), st.booleans())

@@ -171,6 +171,7 @@ async def test_a_stream_that_nobody_asked_for_is_one_reply() -> None:
         ([ROLE, delta("hello"), LATE, DONE], 429, "rate_limit_exceeded"),
         ([ROLE, delta("hello")], 502, "upstream_stream_incomplete"),
         ([ROLE, OTHER], 502, "upstream_stream_incomplete"),
+        ([ROLE, delta("hello"), delta(finish="stop")], 502, "upstream_stream_incomplete"),
         ([DONE], 502, "upstream_stream_incomplete"),
         ([], 502, "upstream_stream_incomplete"),
     ],

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from gateway.wire.kserve import Tensor, infer_request, named, read_flag, read_inputs, read_response
 
-LINES = (Path(__file__).parents[1] / "dialects" / "recordings" / "triton" / "grpc.txt").read_text().splitlines()
+LINES = (
+    (Path(__file__).parents[1] / "dialects" / "recordings" / "real" / "triton" / "grpc.txt").read_text().splitlines()
+)
 RECORDED = {name: bytes.fromhex(message) for name, _, message in (line.partition(" ") for line in LINES[1:])}
 
 INPUTS = {

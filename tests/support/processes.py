@@ -95,6 +95,11 @@ class Process:
     def started(self) -> None:
         """Wait until it can be used."""
 
+    def kill(self) -> None:
+        """Let it crash."""
+        self._child.kill()
+        self._child.wait(PATIENCE)
+
     def stop(self) -> None:
         """End it, the hard way if it does not listen, and read its last words."""
         self._child.terminate()

@@ -53,13 +53,15 @@ REFUSED: dict[str, tuple[Outcome, int, str | None]] = {
     "vllm/queue_full": (OVERLOADED, 503, "upstream_overloaded"),
     "vllm/backlog": (OVERLOADED, 503, "upstream_overloaded"),
     "vllm/queue_full_in_stream": (OVERLOADED, 503, "upstream_overloaded"),
+    "vllm/queue_full_after_role": (OVERLOADED, 503, "upstream_overloaded"),
     "vllm/scaling": (OVERLOADED, 503, "upstream_overloaded"),
-    "vllm/engine_dead": (FAILED, 503, "upstream_unavailable"),
+    "vllm/engine_dead": (FAILED, 502, "upstream_error"),
     "vllm/died": (FAILED, 502, "upstream_error"),
     "vllm/unauthorized": (UNAUTHORISED, 502, "upstream_auth"),
     "vllm/model": (REJECTED, 404, "model_not_found"),
     "vllm/too_long": (REJECTED, 400, "context_length_exceeded"),
     "vllm/no_embeddings": (REJECTED, 404, None),
+    "vllm/bad_parameter": (REJECTED, 400, None),
     "llamacpp/no_messages": (REJECTED, 400, None),
     "llamacpp/too_long": (REJECTED, 400, "context_length_exceeded"),
     "llamacpp/unauthorized": (UNAUTHORISED, 502, "upstream_auth"),
@@ -101,14 +103,35 @@ SERVED: dict[str, tuple[dict[str, object], str, Usage | None]] = {
         "tool_calls",
         Usage(17, 9, 0, 6),
     ),
-    "vllm/stream": ({"content": "1234\ufffd How"}, "length", Usage(9, 4)),
+    "vllm/stream": ({"content": "sistant" * 4}, "length", Usage(8, 4)),
+    "vllm/stream_counted": ({"content": "sistant" * 4}, "length", Usage(8, 4)),
+    "vllm/schema_stream": ({"content": '{"city":"Rome"}'}, "stop", Usage(8, 9)),
+    "vllm/tool_stream": (
+        {
+            "content": "",
+            "tool_calls": [
+                {
+                    "id": "chatcmpl-tool-8f220a4af79504c6",
+                    "type": "function",
+                    "function": {"name": "look", "arguments": '{"city": "Rome"}'},
+                }
+            ],
+        },
+        "stop",
+        Usage(198, 46),
+    ),
     "llamacpp/stream": ({"content": "\ufffd"}, "length", Usage(9, 4, 8)),
     "tgi/stream_no_usage": ({"content": "Hello."}, "stop", None),
     "ollama/stream": ({"content": "Hello.", "reasoning": "Hm."}, "stop", Usage(9, 4)),
 }
-PLAIN = {"llamacpp/plain": Usage(7, 4)}
+PLAIN = {
+    "llamacpp/plain": Usage(7, 4),
+    "vllm/plain": Usage(8, 4),
+    "vllm/adapter": Usage(8, 4),
+    "vllm/tool": Usage(198, 46),
+}
 STREAMS = [recording for recording in RECORDINGS.values() if recording.streamed]
-OTHER = {"llamacpp/logprobs_stream", "llamacpp/completions_stream"}
+OTHER = {"llamacpp/logprobs_stream", "llamacpp/completions_stream", "vllm/completions_stream"}
 
 
 def named(*names: str) -> list[Recording]:
@@ -214,11 +237,15 @@ def test_probabilities_of_tokens_are_gathered() -> None:
     assert "".join(tokens) == choice["message"]["content"] == "sistant" * 3
 
 
-def test_a_completion_is_gathered() -> None:
-    reply = json.loads(gathered(RECORDINGS["llamacpp/completions_stream"]).reply())
+@pytest.mark.parametrize(
+    ("name", "text", "tokens"),
+    [("llamacpp/completions_stream", ";1234\ufffd", (1, 3)), ("vllm/completions_stream", " quick" * 4, (2, 4))],
+)
+def test_a_completion_is_gathered(name: str, text: str, tokens: tuple[int, int]) -> None:
+    reply = json.loads(gathered(RECORDINGS[name]).reply())
     (choice,) = reply["choices"]
-    assert (reply["object"], choice["text"], choice["finish_reason"]) == ("text_completion", ";1234\ufffd", "length")
-    assert (reply["usage"]["prompt_tokens"], reply["usage"]["completion_tokens"]) == (1, 3)
+    assert (reply["object"], choice["text"], choice["finish_reason"]) == ("text_completion", text, "length")
+    assert (reply["usage"]["prompt_tokens"], reply["usage"]["completion_tokens"]) == tokens
 
 
 @pytest.mark.parametrize("source", ["real", "written"])

@@ -81,7 +81,7 @@ async def test_a_native_error_within_a_stream_ends_it() -> None:
         assert b"request_id" not in response.body
 
 
-@pytest.mark.parametrize("name", ["vllm/queue_full", "vllm/queue_full_in_stream"])
+@pytest.mark.parametrize("name", ["vllm/queue_full", "vllm/queue_full_in_stream", "vllm/queue_full_after_role"])
 async def test_a_full_queue_is_left_for_another_replica_and_is_no_failure_of_its_own(name: str) -> None:
     vllm = {"kind": "vllm", "health": {"enabled": False}, "load": {"enabled": False}}
     scripts = {"up": [[forever(read(), said(name))], [forever(read(), served(stream=True))]]}

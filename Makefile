@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PORT   ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clients test-engines test-storms test-failover bench check format lock clean
+.PHONY: help run test test-clients test-engines test-vllm test-live test-storms test-failover bench check format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -37,11 +37,23 @@ tests/clients/node/node_modules/.ready: tests/clients/node/package-lock.json
 	cd tests/clients/node && npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
-test-engines: $(VENV)-engines/.ready ## real engines behind a real gateway: Triton over HTTP and gRPC (half a gigabyte)
-	$(VENV)-engines/bin/python -m pytest -m engines tests/engines
+test-engines: $(VENV)-engines/.ready ## real engines behind a real gateway: Triton over HTTP and gRPC, and llama.cpp (half a gigabyte)
+	$(VENV)-engines/bin/python -m pytest -m engines tests/engines tests/live
 
 $(VENV)-engines/.ready: requirements/engines.txt pyproject.toml
 	$(call environment,$(VENV)-engines,requirements/engines.txt)
+
+test-vllm: $(VENV)/.ready $(VENV)-vllm/.ready ## a real vLLM on CPU behind a real gateway (minutes, and four gigabytes)
+	VLLM=$(VENV)-vllm $(BIN)/python -m pytest -m vllm --durations=10 tests/vllm
+
+$(VENV)-vllm/.ready: requirements/vllm.txt tests/vllm/shim/pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/vllm.txt
+	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation ./tests/vllm/shim
+	@touch $@
+
+test-live: $(VENV)/.ready ## the real APIs of OpenAI and DashScope, with OPENAI_API_KEY or DASHSCOPE_API_KEY (less than a cent each)
+	$(BIN)/python -m pytest -m live -rs tests/live
 
 test-storms: $(VENV)/.ready ## cancellations by the hundred thousand: no slot, descriptor or task may leak (minutes)
 	$(BIN)/python -m pytest -m storms tests
@@ -80,6 +92,7 @@ lock: ## write the lock files anew
 	$(LOCK) requirements/bench-litellm.in -o requirements/bench-litellm.txt
 	$(LOCK) requirements/clients.in -o requirements/clients.txt
 	$(LOCK) requirements/engines.in -o requirements/engines.txt
+	$(LOCK) requirements/vllm.in --override requirements/vllm.override -o requirements/vllm.txt
 	$(LOCK) requirements/build.in -o requirements/build.txt
 	$(LOCK) requirements/lock.in -o requirements/lock.txt
 

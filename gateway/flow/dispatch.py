@@ -19,6 +19,7 @@ from gateway.fleet import Hedge, Lease, Replica, Route, Timeouts, Upstream
 from gateway.flow.attempt import ABANDONED, Attempt, Plain, Stream, Until
 from gateway.flow.hedge import Trying, race
 from gateway.flow.plan import Place, Plan, begin
+from gateway.flow.waits import waiting
 from gateway.outcome import Again, end_reason, reaction
 from gateway.policy.retry import FullJitter, keep_to
 
@@ -145,7 +146,8 @@ class Tries:
             exchange.upstream = place.upstream.name
         until = self._until(place.upstream)
         try:
-            return await place.upstream.queue.turn(min(until), partial(self._will_do, place))
+            with waiting("queue", place.upstream.name, exchange, self._dispatch.clock):
+                return await place.upstream.queue.turn(min(until), partial(self._will_do, place))
         except TimeoutError:
             raise until.passed() from None
 

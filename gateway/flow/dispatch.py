@@ -8,6 +8,7 @@ and the budget of the upstream at which the call began. Must not know callers or
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
 from math import inf
 
@@ -144,10 +145,11 @@ class Tries:
         exchange.enter("queue")
         if not exchange.attempts:
             exchange.upstream = place.upstream.name
-        until = self._until(place.upstream)
+        until, queue = self._until(place.upstream), place.upstream.queue
+        watched = waiting("queue", place.upstream.name, exchange, self._dispatch.clock)
         try:
-            with waiting("queue", place.upstream.name, exchange, self._dispatch.clock):
-                return await place.upstream.queue.turn(min(until), partial(self._will_do, place))
+            with watched if queue.has_room else nullcontext():
+                return await queue.turn(min(until), partial(self._will_do, place))
         except TimeoutError:
             raise until.passed() from None
 

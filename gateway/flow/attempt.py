@@ -14,10 +14,10 @@ import httpx
 import msgspec
 
 from gateway import errors
-from gateway.call import Call, Clock, Exchange, Try
+from gateway.call import AttemptTrace, Call, Clock, Exchange, Try
 from gateway.dialects import Translator
 from gateway.fleet import Lease, Timeouts, Upstream
-from gateway.outcome import Outcome, Phase, Refusal, judge, of_exception, of_status
+from gateway.outcome import Outcome, Phase, Refusal, end_reason, judge, of_exception, of_status
 from gateway.transport import BodyStream, DeadlineExceeded, Engine, PreparedRequest
 from gateway.wire import chat
 from gateway.wire.gather import Gathered
@@ -100,6 +100,7 @@ class Attempt:
         "reply",
         "response",
         "streams",
+        "trace",
         "until",
         "upstream",
     )
@@ -113,12 +114,13 @@ class Attempt:
         self._deadline = 0.0  # that the transport keeps
         self.response: httpx.Response | None = None
         self.reply: Plain | Stream | None = None
+        self.trace: AttemptTrace | None = None
         self.phase: Phase = "head"
         self.streams = False  # what is asked for, which may not be what the caller wants
 
     async def run(self, call: Call) -> "Plain | Stream":
         """Try. Raises GatewayError; whatever happens but a stream's beginning, everything is given back."""
-        exchange, lease = self.exchange, self.lease
+        exchange = self.exchange
         if exchange.phase != "streaming":
             exchange.phase = "upstream"
         exchange.attempts += 1
@@ -141,7 +143,7 @@ class Attempt:
             exchange.committed_at = now = self._clock()
             exchange.upstream_seconds += now - sent_at
             if error is None:
-                lease.answered(now)
+                self._answered(now)
             if not isinstance(self.reply, Stream):
                 self.let_go(error)
                 if self.response is not None:
@@ -172,11 +174,19 @@ class Attempt:
         if self.response is not None:
             await _stream_of(self.response).aclose()
 
+    def _answered(self, now: float) -> None:
+        self.lease.answered(now)
+        if self.trace is not None:
+            self.trace.answered(now)
+
     def let_go(self, error: errors.GatewayError | None = ABANDONED) -> None:
         """Give back the replica, and note what came of the attempt."""
         if self.lease.settle(error, self._clock()):
             outcome = Outcome.SERVED if error is None else judge(error)
             self.exchange.tries += (Try(self.upstream.name, self.lease.replica.name, outcome),)
+            if self.trace is not None:
+                status = 0 if self.response is None else self.response.status_code
+                self.trace.ended(self._clock(), outcome, end_reason(error), status)
 
     def told(self, exception: httpx.HTTPError) -> errors.GatewayError:
         """What an exception means, now: a deadline may have been the upstream's, or the caller's own."""
@@ -202,7 +212,11 @@ class Attempt:
             raise DeadlineExceeded("the request's deadline passed") from None
 
     def _request(self, call: Call) -> PreparedRequest:
-        upstream, lease = self.upstream, self.lease
+        upstream, lease, exchange = self.upstream, self.lease, self.exchange
+        fields = [(b"x-request-id", _numbered(exchange))]
+        if exchange.trace is not None:
+            self.trace = exchange.trace.attempt(lease.began_at, lease.aim)
+            fields += self.trace.fields
         self.streams = streams = upstream.dialect.streams(call, lease.model)
         destination = lease.replica.endpoint.destination(call.kind, lease.model, stream=streams)
         if destination is None:
@@ -216,7 +230,7 @@ class Attempt:
         self._deadline = deadline
         return PreparedRequest(
             destination,
-            [(b"x-request-id", _numbered(self.exchange))],
+            fields,
             upstream.dialect.encode(call, lease.model),
             {"timeout": upstream.stream_timeout if streams else upstream.plain_timeout, "deadline": deadline},
         )

@@ -30,7 +30,13 @@ Upstreams = Callable[[], Sequence[UpstreamReading]]
 class Metrics:
     """All families, on a registry of their own, so that two gateways can live in one process."""
 
-    def __init__(self, inflight: Callable[[], int], upstreams: Upstreams, dropped: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        inflight: Callable[[], int],
+        upstreams: Upstreams,
+        dropped: Callable[[], int],
+        spans_lost: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.registry = CollectorRegistry()
         where = ("model", "upstream")
         self._requests = self._counter(
@@ -80,6 +86,9 @@ class Metrics:
         )
         self._sheds = self._counter("sheds", "Calls refused because an upstream had as many as it may.", "upstream")
         self._measure(inflight, upstreams, dropped)
+        Gauge(
+            "gateway_trace_spans_lost", "Spans that were dropped or could not be sent.", registry=self.registry
+        ).set_function(lambda: float(spans_lost()))
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Amounts:
         counter = Counter(f"gateway_{name}", meaning, labels)

@@ -95,7 +95,10 @@ class SpanQueue:
         self._wake.set()
 
     def abandon(self) -> None:
-        """Give up what has not been sent by now."""
+        """Give up what has not been sent by now, and say so."""
+        if not self._failing:
+            self._failing = True
+            self._log.warning("traces_lost", reason="the receiver had not taken the last of them in time")
         self._waiting.clear()
         self._export.close()
 
@@ -166,13 +169,14 @@ class _Otlp:
 
     @property
     def reason(self) -> str:
-        return self._said.last
+        return self._said.first or "no reason was given"
 
     def send(self, spans: Sequence[Span]) -> bool:
+        self._said.first = ""
         try:
             return bool(self._exporter.export([self._made(span) for span in spans]) == self._sent)
         except Exception as failure:  # noqa: BLE001 - a span less must not be a thread less
-            self._said.last = type(failure).__name__
+            self._said.first = type(failure).__name__
             return False
 
     def close(self) -> None:
@@ -216,11 +220,11 @@ def _exporter(settings: TracingSettings) -> Any:
 
 
 class _Said(logging.Handler):
-    """Keeps the last line of the SDK's log."""
+    """Keeps the first line that the SDK logs of a failure, which says more than those of its further tries."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.last = ""
+        self.first = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.last = record.getMessage().partition("\n")[0]
+        self.first = self.first or record.getMessage().partition("\n")[0]

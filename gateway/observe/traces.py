@@ -192,7 +192,7 @@ def _attempts(trace: CallTrace, exchange: Exchange) -> Iterable[Span]:
             trace.context,
             False,
             _at(trace, exchange, attempt.began_at),
-            _at(trace, exchange, exchange.ended_at if attempt.ended_at is None else attempt.ended_at),
+            _at(trace, exchange, min(attempt.ended_at or exchange.ended_at, exchange.ended_at)),
             attributes,
             failed,
         )

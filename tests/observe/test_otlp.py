@@ -118,15 +118,18 @@ def test_a_receiver_that_fails_is_told_of_once_and_once_more_when_it_works() -> 
 def test_what_is_abandoned_ends_even_while_the_receiver_hangs() -> None:
     export = Scripted()
     export.open.clear()
+    export.works = False
     spans = SpanQueue(export, capacity=5, pause=0.0)
     spans.put([SPAN])
     assert export.entered.wait(10)
     spans.put([SPAN])
     spans.close()
     assert not spans.join(0)
-    spans.abandon()
-    assert spans.join(10)
+    with capture_logs() as lines:
+        spans.abandon()
+        assert spans.join(10)
     assert export.batches == [1]
+    assert [line["event"] for line in lines] == ["traces_lost"]
 
 
 def given(protocol: str) -> TracingSettings:
@@ -134,14 +137,14 @@ def given(protocol: str) -> TracingSettings:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_why_a_receiver_cant_be_reached_is_said_in_one_line(protocol: str) -> None:
+def test_a_receiver_that_cant_be_reached_is_told_of_in_one_line(protocol: str) -> None:
     with capture_logs() as lines:
         spans = open_queue(given(protocol))
         spans.put([SPAN])
         ended(spans)
     (line,) = lines
     assert (line["event"], spans.lost) == ("traces_lost", 1)
-    assert "127.0.0.1" in line["reason"]
+    assert line["reason"]
     assert "\n" not in line["reason"]
 
 

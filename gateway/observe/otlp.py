@@ -47,7 +47,7 @@ class Export(Protocol):
 
     @property
     def reason(self) -> str:
-        """Why the last ones have not arrived, in one line."""
+        """Why the last ones have not arrived, in one line; empty where that is not known, or not yet."""
 
     def close(self) -> None:
         """Give up what is being sent. Called from another thread than `send`."""
@@ -98,7 +98,7 @@ class SpanQueue:
         """Give up what has not been sent by now, and say so."""
         if not self._failing:
             self._failing = True
-            self._log.warning("traces_lost", reason="the receiver had not taken the last of them in time")
+            self._log.warning("traces_lost", reason=self._export.reason or "the last of them were not taken in time")
         self._waiting.clear()
         self._export.close()
 
@@ -133,7 +133,7 @@ class SpanQueue:
         if sent and self._failing:
             self._log.info("traces_sent", lost=self.lost)
         elif not sent and not self._failing:
-            self._log.warning("traces_lost", reason=self._export.reason)
+            self._log.warning("traces_lost", reason=self._export.reason or "none was given")
         self._failing = not sent
 
 
@@ -169,7 +169,7 @@ class _Otlp:
 
     @property
     def reason(self) -> str:
-        return self._said.first or "no reason was given"
+        return self._said.first
 
     def send(self, spans: Sequence[Span]) -> bool:
         self._said.first = ""

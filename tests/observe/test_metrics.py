@@ -44,6 +44,7 @@ FAMILIES: dict[str, tuple[str, set[str]]] = {
     "gateway_build_info": ("gauge", {"version"}),
     "gateway_refused_heads_total": ("counter", {"status"}),
     "gateway_log_lines_dropped": ("gauge", set()),
+    "gateway_trace_spans_lost": ("gauge", set()),
 }
 
 

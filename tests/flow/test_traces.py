@@ -40,7 +40,6 @@ TRACE_ID = PARENT.split("-")[1]
 @pytest.fixture(params=["grpc", "http"])
 def receiver(request: pytest.FixtureRequest) -> Iterator[Receiver]:
     with receiving(request.param) as receiver:
-        receiver.protocol = request.param  # type: ignore[attr-defined]
         yield receiver
 
 
@@ -48,12 +47,11 @@ def receiver(request: pytest.FixtureRequest) -> Iterator[Receiver]:
 def one() -> Iterator[Receiver]:
     """Where the way to it does not matter."""
     with receiving("grpc") as receiver:
-        receiver.protocol = "grpc"  # type: ignore[attr-defined]
         yield receiver
 
 
 def tracing(receiver: Receiver, **members: Any) -> dict[str, Any]:
-    return {"endpoint": receiver.url, "protocol": receiver.protocol, **members}  # type: ignore[attr-defined]
+    return {"endpoint": receiver.url, "protocol": receiver.protocol, **members}
 
 
 async def got(receiver: Receiver, number: int) -> tuple[Got, list[Got]]:
@@ -256,7 +254,7 @@ async def test_the_callers_decision_on_sampling_stands_over_the_ratio(
         told = stage.upstream.requests[0].header("traceparent")
 
     assert told is not None
-    assert told.split("-")[2] != parent.split("-")[2:3]
+    assert told.split("-")[2] not in parent
     assert told.split("-")[3] in (("01", "03") if sampled else ("00", "02"))
     assert len(one.spans()) == (2 if sampled else 0)  # the stage has closed, and with it all is sent
 

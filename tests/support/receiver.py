@@ -37,10 +37,11 @@ class Got(NamedTuple):
         return self.kind == 2
 
 
-class Receiver(RequestHandler):
-    """What has been received. `url` is where."""
+class Receiver(RequestHandler):  # type: ignore[misc]
+    """What has been received. `url` is where, `protocol` how."""
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: str) -> None:
+        self.protocol = protocol
         self.url = ""
         self.headers: list[Mapping[str, str]] = []
         self._spans: list[Got] = []
@@ -78,7 +79,7 @@ class Receiver(RequestHandler):
 @contextlib.contextmanager
 def receiving(protocol: str) -> Iterator[Receiver]:
     """A receiver on a free port of 127.0.0.1; the sinks themselves would listen on all addresses."""
-    receiver = Receiver()
+    receiver = Receiver(protocol)
     with _grpc(receiver) if protocol == "grpc" else _http(receiver):
         yield receiver
 

@@ -15,7 +15,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway import config
 from gateway.api.admin import create_admin
-from gateway.api.edge import Edge, Endpoint
+from gateway.api.edge import Begin, Edge, Endpoint, Finish
 from gateway.api.limits import Limits
 from gateway.api.openai import OpenAI
 from gateway.api.ops import Health
@@ -27,14 +27,16 @@ from gateway.flow.gate import Gate
 from gateway.observe.lag import LoopLag
 from gateway.observe.log import LineWriter
 from gateway.observe.metrics import Metrics
+from gateway.observe.otlp import MissingExtra, SpanQueue, TracingSettings, open_queue
 from gateway.observe.record import Recorder
+from gateway.observe.traces import Traces
 
 
 @dataclass(frozen=True)
 class Gateway:
     """What is served: `api` on the API port, `admin` on the admin port; and what whoever serves them needs.
 
-    `watchers` are to be run beside.
+    `watchers` are to be run beside. `spans`, where calls are traced, is to be closed at the end.
     """
 
     api: Edge
@@ -44,6 +46,7 @@ class Gateway:
     metrics: Metrics
     limits: Limits
     watchers: Sequence[Watcher]
+    spans: SpanQueue | None = None
 
 
 def create_gateway(
@@ -63,12 +66,31 @@ def create_gateway(
         inflight=lambda: len(edge.open),
         upstreams=lambda: list(readings(fleet, clock())),
         dropped=lambda: 0 if writer is None else writer.dropped,
+        spans_lost=lambda: 0 if spans is None else spans.lost,
     )
+    spans = _spans(settings.tracing)
+    finish: Finish = Recorder(metrics, logger).finish
+    begin: Begin | None = None
+    if spans is not None and settings.tracing is not None:
+        traces = Traces(spans.put, settings.tracing.ratio, chance, time.time_ns)
+        finish, begin = traces.after(finish), traces.begin
     openai = OpenAI(fleet, Dispatch(chance, clock), clock, started_at=int(_wall_time()))
-    edge = Edge(_endpoints(openai), health, _gate(settings.auth), Recorder(metrics, logger).finish, clock)
+    edge = Edge(_endpoints(openai), health, _gate(settings.auth), finish, clock, begin)
     limits = Limits(**settings.server.limits.values())
     watchers.append(LoopLag(metrics.loop_lag, clock, asyncio.sleep))
-    return Gateway(edge, create_admin(metrics.page, health), health, fleet, metrics, limits, watchers)
+    return Gateway(edge, create_admin(metrics.page, health), health, fleet, metrics, limits, watchers, spans)
+
+
+def _spans(tracing: config.Tracing | None) -> SpanQueue | None:
+    if tracing is None:
+        return None
+    given = tracing.values()
+    del given["ratio"]
+    given["headers"] = {name: value.get_secret_value() for name, value in tracing.headers.items()}
+    try:
+        return open_queue(TracingSettings(**given))
+    except MissingExtra as failure:
+        raise config.ConfigError([f"tracing: {failure}"]) from None
 
 
 def _wall_time() -> float:

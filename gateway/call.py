@@ -6,7 +6,7 @@ Plain records with no behaviour beyond their own arithmetic. They must not know 
 import asyncio
 from collections.abc import Callable
 from math import inf
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -68,6 +68,41 @@ class Wait(NamedTuple):
     seconds: float
 
 
+class Aim(NamedTuple):
+    """Where an attempt goes, as a trace tells it: configured names only. `model`: as the upstream knows it.
+
+    `replica`: its name, or nothing where that is an address that was looked up.
+    """
+
+    upstream: str
+    provider: str
+    model: str
+    host: str
+    port: int
+    replica: str
+
+
+class AttemptTrace(Protocol):
+    """One attempt, as whoever traces its call is told of it. Times are the clock's seconds."""
+
+    @property
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """The headers by which its upstream can go on with the trace."""
+
+    def answered(self, now: float, /) -> None:
+        """The first event, or the whole plain reply, is here."""
+
+    def ended(self, now: float, outcome: str, reason: str, status: int, /) -> None:
+        """What came of it, in words from closed lists; `status`: of the upstream's answer, 0 where there was none."""
+
+
+class Trace(Protocol):
+    """One call, as whoever traces it is told of it."""
+
+    def attempt(self, now: float, aim: Aim, /) -> AttemptTrace:
+        """An attempt begins."""
+
+
 class Exchange:
     """The one record of one call: every room writes what it learns, and it is told to log and metrics once, at the end.
 
@@ -106,6 +141,7 @@ class Exchange:
         "status",
         "stream",
         "task",
+        "trace",
         "tries",
         "upstream",
         "upstream_model",
@@ -119,9 +155,7 @@ class Exchange:
         self.kind: Kind = kind
         self.key_name = ""
         self.model = "unknown"  # the configured name
-        self.upstream = ""
-        self.upstream_model = ""
-        self.replica = ""
+        self.upstream = self.upstream_model = self.replica = ""
         self.attempts = 0  # begun
         self.tries: tuple[Try, ...] = ()  # ended
         # The upstream that failed, and how, for each further attempt that was granted; a hedge is none of them.
@@ -153,6 +187,7 @@ class Exchange:
         self.end_reason = ""
         self.interruption: GatewayError | None = None
         self.task: asyncio.Task[None] | None = None
+        self.trace: Trace | None = None  # None where the call is not traced, not even by the caller
 
     @property
     def overhead(self) -> float | None:

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -26,10 +27,12 @@ from gateway.api.protocol import protocol_factory
 from gateway.app import Gateway, create_gateway
 from gateway.config import Settings
 from gateway.observe.log import LineWriter, configure
+from gateway.observe.otlp import SpanQueue
 from gateway.tasks import spawn
 
 _BACKLOG = 2048
 _LAST_WORDS = 5.0  # seconds to hand the callers their last event, once the drain is over
+_LAST_SPANS = (1.0, 5.0)  # at least and at most, for a receiver of traces that may be down
 
 
 class Server(uvicorn.Server):
@@ -90,7 +93,7 @@ async def _run(
     transport: httpx.AsyncBaseTransport | None,
 ) -> None:
     gateway = create_gateway(settings, logger=logger, writer=writer, transport=transport)
-    signals = _Signals()
+    signals, until = _Signals(), 0.0
 
     def refused(error: errors.GatewayError, request_id: str) -> None:
         gateway.metrics.refused(error.status)
@@ -107,12 +110,15 @@ async def _run(
     gc.freeze()
     try:
         await signals.stop.wait()
+        until = _now() + settings.server.linger_seconds + settings.server.drain_seconds
         await _drain(gateway, servers, running, signals, settings)
     finally:
         for watcher in watching:
             watcher.cancel()
         await asyncio.gather(*watching, return_exceptions=True)
         await gateway.fleet.aclose()
+        if gateway.spans is not None:
+            await _send_out(gateway.spans, signals, until - _now())
         logger.info("stopped")
 
 
@@ -180,6 +186,23 @@ async def _drain(
         await asyncio.wait([running[0]], timeout=_LAST_WORDS)
     api.force_exit = admin.should_exit = admin.force_exit = True
     await asyncio.wait(running)
+
+
+async def _send_out(spans: SpanQueue, signals: _Signals, seconds: float) -> None:
+    """The last spans, in what is left of the drain."""
+    sent, loop = asyncio.Event(), asyncio.get_running_loop()
+    spans.close(partial(loop.call_soon_threadsafe, sent.set))
+    either = [asyncio.ensure_future(event.wait()) for event in (sent, signals.hurry)]
+    least, most = _LAST_SPANS
+    await asyncio.wait(either, timeout=max(least, min(most, seconds)), return_when=asyncio.FIRST_COMPLETED)
+    for waiting in either:
+        waiting.cancel()
+    if not sent.is_set():
+        spans.abandon()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def _hurried(signals: _Signals, seconds: float) -> None:

@@ -32,6 +32,7 @@ from gateway.config import (
     from_environment,
     listening,
     load,
+    loading,
     require_extras,
     resolve,
     schema,
@@ -285,6 +286,55 @@ def test_what_is_not_installed_is_told_only_to_whom_it_is_needed_by(members: str
     require_extras(config, lambda module: module)
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_tracing_without_its_extra_is_told_in_one_line(protocol: str) -> None:
+    section = f"tracing: {{endpoint: 'http://c:4317', protocol: {protocol}}}"
+    config = loaded(with_extra(section))
+    with pytest.raises(ConfigError) as caught:
+        require_extras(config, lambda _: None)
+    exporter = f"opentelemetry-exporter-otlp-proto-{protocol}"
+    told = f"tracing: needs opentelemetry-sdk, {exporter}, not installed: pip install gateway[otel]"
+    assert list(caught.value.mistakes) == [told]
+    require_extras(config)
+
+
+def test_what_lies_in_a_package_that_is_not_there_is_not_there_either() -> None:
+    assert loading._found("no_such_package.inner") is None
+
+
+def test_tracing_is_off_unless_it_is_said_and_a_receivers_key_is_a_secret() -> None:
+    assert loaded(with_extra("log: {level: info}")).tracing is None
+    config = loaded(
+        with_extra('tracing: {endpoint: "https://c/", headers: {x-key: "${PORT}"}, resource: {a.b: 1}}'),
+        {**ENVIRON, "PORT": "sk-1"},
+    )
+    assert config.tracing is not None
+    assert (config.tracing.endpoint, config.tracing.resource) == ("https://c", {"a.b": "1"})
+    assert "sk-1" not in repr(config)
+    assert config.tracing.headers["x-key"].get_secret_value() == "sk-1"
+
+
+@pytest.mark.parametrize(
+    ("section", "path"),
+    [
+        ("{}", "tracing.endpoint"),
+        ("{endpoint: 'grpc://c:4317'}", "tracing.endpoint"),
+        ("{endpoint: 'http://u:p@c'}", "tracing.endpoint"),
+        ("{endpoint: 'http://c', protocol: udp}", "tracing.protocol"),
+        ("{endpoint: 'http://c', ratio: 1.1}", "tracing.ratio"),
+        ("{endpoint: 'http://c', queue: 0}", "tracing.queue"),
+        ("{endpoint: 'http://c', headers: {'a b': x}}", "tracing.headers.?"),
+        ('{endpoint: "http://c", headers: {a: "x\\ny"}}', "tracing.headers.a"),
+        ("{endpoint: 'http://c', resource: {'a b': x}}", "tracing.resource.?"),
+    ],
+)
+def test_a_receiver_that_cant_be_is_refused(section: str, path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(with_extra(f"tracing: {section}"))
+    assert len(caught.value.mistakes) == 1
+    assert path in caught.value.mistakes[0]
+
+
 # --- scalars and variables ----------------------------------------------------------------------------------------
 
 
@@ -353,7 +403,7 @@ def test_json_is_a_config_too() -> None:
 
 # --- what is said of a bad file -----------------------------------------------------------------------------------
 
-KNOWN_AT_TOP = "server, auth, upstreams, models, timeouts, retry, breaker, log"
+KNOWN_AT_TOP = "server, auth, upstreams, models, timeouts, retry, breaker, log, tracing"
 BAD = {
     "a missing variable": (
         GOOD.replace("${OPENAI_API_KEY}", "${NO_SUCH_VARIABLE}"),

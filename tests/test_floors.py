@@ -143,6 +143,15 @@ def test_only_the_transport_names_an_http_client(module: str) -> None:
     assert {name.split(".")[0] for name in imports(module)}.isdisjoint({"httpcore", "aiohttp", "requests", "urllib3"})
 
 
+def test_only_one_file_knows_opentelemetrys_packages_and_only_one_its_names() -> None:
+    users = {name for name in TREES if any(used.split(".")[0] == "opentelemetry" for used in imports(name))}
+    assert users == {"gateway.observe.otlp"}
+    namers = {name for name, source in SOURCES.items() if '"gen_ai.' in source or '"gateway.' in source}
+    assert "gateway.observe.semconv" in namers
+    spans = {name for name in namers if name != "gateway.observe.semconv" and '"gen_ai.' in SOURCES[name]}
+    assert spans == set()
+
+
 def test_a_missing_floor_an_upward_import_and_a_circle_would_be_found() -> None:
     assert floor("gateway.wire.sse") == floor("gateway.outcome") < floor("gateway.observe.log") < floor("gateway.fleet")
     assert "gateway.wire.patch" in ours("gateway.dialects.openai")

@@ -210,7 +210,11 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_the_table_of_dependencies_is_what_is_installed() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     table = README.split("## Dependencies", 1)[1].split("\n## ", 1)[0]
-    for declaration, row in (("dependencies", r" \|"), ("triton", r", in the extra `\[triton\]` \|")):
+    for declaration, row in (
+        ("dependencies", r" \|"),
+        ("triton", r", in the extra `\[triton\]` \|"),
+        ("otel", r", in the extra `\[otel\]` \|"),
+    ):
         declared = re.search(rf"^{declaration} = \[\n(.*?)^\]", project, re.MULTILINE | re.DOTALL)
         assert declared is not None
         rows = set(re.findall(rf"^\| ([a-z0-9-]+){row}", table, re.MULTILINE))

@@ -12,9 +12,11 @@ from starlette.types import Receive
 from gateway.call import Exchange, Principal
 from gateway.errors import CallerError, CallerLeft, UnsupportedMedia
 from gateway.flow.answer import Answer
+from gateway.wire.tracecontext import Passed
 
 # Seconds in one unit of each. The first bounds the whole call; the SDKs' own only how long they wait for a first byte.
 _PATIENCE = {b"x-request-timeout-ms": 0.001, b"x-stainless-read-timeout": 1.0, b"x-stainless-timeout": 1.0}
+_HEEDED = frozenset((*_PATIENCE, b"content-encoding", b"traceparent"))
 _MARGIN = 0.25  # seconds
 _LONGEST_NUMBER = 32
 
@@ -60,13 +62,20 @@ class Caller:
         for name, value in self._headers:
             if name == b"content-type":
                 content_type = value
-            elif name in _PATIENCE:
-                self._be_quick(name, value)
-            elif name == b"content-encoding" and value.lower() != b"identity":
-                raise UnsupportedMedia("Send the body without an encoding.", code="unsupported_content_encoding")
+            elif name in _HEEDED:
+                self._heed(name, value)
         media = content_type.partition(b";")[0].strip().lower()
         if media != b"application/json":
             raise UnsupportedMedia("Send the body as application/json.")
+
+    def _heed(self, name: bytes, value: bytes) -> None:
+        if name in _PATIENCE:
+            self._be_quick(name, value)
+        elif name == b"content-encoding":
+            if value.lower() != b"identity":
+                raise UnsupportedMedia("Send the body without an encoding.", code="unsupported_content_encoding")
+        elif self.exchange.trace is None:  # nobody traces here, but perhaps behind
+            self.exchange.trace = Passed.of(self._headers)
 
     def _be_quick(self, name: bytes, value: bytes) -> None:
         exchange, now = self.exchange, asyncio.get_running_loop().time()

@@ -23,6 +23,8 @@ from gateway.flow.gate import Gate
 from gateway.outcome import end_reason, judge
 
 Finish = Callable[[Exchange], None]
+Headers = list[tuple[bytes, bytes]]
+Begin = Callable[[Exchange, Headers, str, str | None], None]
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _random = random.Random()  # noqa: S311 - an id that nobody has to guess at, and chance that no test decides on
@@ -40,11 +42,21 @@ class Endpoint(NamedTuple):
 
 
 class Edge:
-    """The API port. Each path of `endpoints` also answers without its `/v1`."""
+    """The API port. Each path of `endpoints` also answers without its `/v1`.
+
+    `begin`: who traces calls, if anybody does, is told of each with its headers, its method and its route.
+    """
 
     def __init__(
-        self, endpoints: Mapping[str, Endpoint], health: Health, gate: Gate, finish: Finish, clock: Clock
+        self,
+        endpoints: Mapping[str, Endpoint],
+        health: Health,
+        gate: Gate,
+        finish: Finish,
+        clock: Clock,
+        begin: Begin | None = None,
     ) -> None:
+        self._begin = begin
         self._health = health
         self._gate = gate
         self._finish = finish
@@ -64,6 +76,8 @@ class Edge:
         exchange = Exchange(
             _request_id(scope["headers"]), "unknown" if endpoint is None else endpoint.kind, self._clock()
         )
+        if self._begin is not None:
+            self._begin(exchange, scope["headers"], scope["method"], _route(path, endpoint))
         exchange.task = asyncio.current_task()
         self.open.add(exchange)
         if (on_disconnect := scope.get("extensions", {}).get("gateway.on_disconnect")) is not None:
@@ -137,7 +151,13 @@ class Edge:
         self._finish(exchange)
 
 
-def _request_id(headers: list[tuple[bytes, bytes]]) -> str:
+def _route(path: str, endpoint: Endpoint | None) -> str | None:
+    if endpoint is None:
+        return None
+    return path.partition("/models/")[0] + "/models/{id}" if endpoint.prefix else path
+
+
+def _request_id(headers: Headers) -> str:
     for name, value in headers:
         if name == b"x-request-id" and _SANE_ID.fullmatch(value):
             return value.decode("ascii")

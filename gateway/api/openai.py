@@ -13,11 +13,11 @@ from gateway.api.caller import Caller
 from gateway.call import Call, Clock, Kind
 from gateway.fleet import Fleet, Route
 from gateway.flow.answer import Silence
-from gateway.flow.attempt import Plain
 from gateway.flow.catalogue import Listed, catalogue
 from gateway.flow.dispatch import Dispatch
 from gateway.flow.gate import may_use
 from gateway.flow.relay import Meter, relay_plain, relay_stream
+from gateway.flow.reply import Plain
 from gateway.wire.chat import read_call
 
 _JSON = [(b"content-type", b"application/json")]

@@ -21,7 +21,7 @@ from gateway.config.loading import (
     require_files,
 )
 from gateway.config.schema import schema
-from gateway.config.settings import Auth, Hedge, Key, LimitsConfig, Log, Model, Server, Settings, Target
+from gateway.config.settings import Auth, Hedge, Key, LimitsConfig, Log, Model, Server, Settings, Target, Tracing
 from gateway.config.upstreams import (
     Azure,
     Breaker,
@@ -55,6 +55,7 @@ __all__ = [
     "Settings",
     "Target",
     "Timeouts",
+    "Tracing",
     "TransportConfig",
     "Upstream",
     "announcement",

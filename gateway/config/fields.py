@@ -102,6 +102,29 @@ def _proxy_url(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _receiver_url(url: str) -> str:
+    _http_url(url)
+    return base_url(url)
+
+
+def _header_name(name: str) -> str:
+    if not re.fullmatch(r"[0-9A-Za-z!#$%&'*+.^_`|~-]+", name):
+        raise PydanticCustomError("header", "must be the name of a header")
+    return name
+
+
+def _header_value(secret: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", secret.get_secret_value()):
+        raise PydanticCustomError("header", "must be visible ASCII characters, with spaces only between them")
+    return secret
+
+
+def _attribute(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][0-9A-Za-z._/-]{0,254}", name):
+        raise PydanticCustomError("attribute", "an attribute's name is letters, digits, dots, dashes and slashes")
+    return name
+
+
 def _path(path: str) -> str:
     if not re.fullmatch(r"/(?!/)[!-\"$-~]*", path):
         raise PydanticCustomError("path", "must begin with one /, in visible ASCII characters without spaces or #")
@@ -141,6 +164,10 @@ TensorName = Annotated[str, Field(min_length=1, max_length=256)]
 UrlPath = Annotated[str, AfterValidator(_path)]
 CallersKey = Annotated[Secret, AfterValidator(_callers_key)]
 VisibleSecret = Annotated[Secret, AfterValidator(_visible_secret)]
+ReceiverUrl = Annotated[str, AfterValidator(_receiver_url)]
+HeaderName = Annotated[str, AfterValidator(_header_name)]
+HeaderValue = Annotated[Secret, AfterValidator(_header_value)]
+AttributeName = Annotated[str, AfterValidator(_attribute)]
 ProxyUrl = Annotated[Secret, AfterValidator(_proxy_url)]
 
 

@@ -23,6 +23,10 @@ from gateway.kinds import KINDS
 
 FOUND = (Path("gateway.yaml"), Path("/etc/gateway/gateway.yaml"))
 _BYTES = 1024 * 1024
+_EXPORTERS = {
+    protocol: {f"opentelemetry-exporter-otlp-proto-{protocol}": f"opentelemetry.exporter.otlp.proto.{protocol}"}
+    for protocol in ("grpc", "http")
+}
 _PEM = ("ca_file", "client_cert", "client_key")
 
 
@@ -110,12 +114,25 @@ def require_files(settings: Settings) -> None:
         raise ConfigError(wrong)
 
 
-def require_extras(settings: Settings, find: Callable[[str], object | None] = find_spec) -> None:
-    """Look whether what upstreams need beyond the base install is there. Raises ConfigError with a line for what is not.
+def _found(module: str) -> object | None:
+    try:
+        return find_spec(module)
+    except ModuleNotFoundError:  # what it would lie in is not there either
+        return None
+
+
+def require_extras(settings: Settings, find: Callable[[str], object | None] = _found) -> None:
+    """Look whether what the settings need beyond the base install is there. Raises ConfigError with a line for what is not.
 
     `find`: None for a module that is not installed.
     """
     wrong = []
+    if settings.tracing is not None:
+        needed = {"opentelemetry-sdk": "opentelemetry.sdk", **_EXPORTERS[settings.tracing.protocol]}
+        missing = [package for package, module in needed.items() if find(module) is None]
+        if missing:
+            told = f"needs {', '.join(missing)}, not installed: pip install gateway[otel]"
+            wrong.append(spoken(Mistake(("tracing",), told)))
     for name, upstream in settings.upstreams.items():
         traits = KINDS[upstream.kind]
         schemes = {urlsplit(url).scheme for url, _ in upstream.replicas}

@@ -12,12 +12,16 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gateway.config.checks import contradictions
 from gateway.config.fields import (
+    AttributeName,
     CallersKey,
     Count,
+    HeaderName,
+    HeaderValue,
     Host,
     ModelName,
     Port,
     Positive,
+    ReceiverUrl,
     Seconds,
     Section,
     UpstreamName,
@@ -159,6 +163,32 @@ class Log(Section):
     )
 
 
+class Tracing(Section):
+    """Where spans go, which calls have them, and as whose."""
+
+    endpoint: ReceiverUrl = Field(
+        description="URL of the OTLP receiver; over http, where it has no path, that is /v1/traces."
+    )
+    protocol: Literal["grpc", "http"] = Field(default="grpc", description="How OTLP is spoken: grpc, or http.")
+    headers: dict[HeaderName, HeaderValue] = Field(
+        default={}, description="Headers for the receiver, such as its key, by name. Give values as ${VARIABLE}."
+    )
+    ratio: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the calls that are sampled, where the caller's traceparent does not say; 0: only those.",
+    )
+    service: str = Field(default="gateway", min_length=1, description="The resource's service.name.")
+    resource: dict[AttributeName, str] = Field(
+        default={}, description="Further attributes of the resource, such as deployment.environment.name."
+    )
+    queue: Count = Field(
+        default=8192, description="Spans that may wait to be sent; over it they are dropped and counted."
+    )
+    timeout: Seconds = Field(default=10.0, description="Seconds for sending a batch, with what is tried again.")
+
+
 class Settings(Section):
     """Everything that an operator can set.
 
@@ -175,6 +205,9 @@ class Settings(Section):
     retry: Retry = Field(default=Retry(), description="When a call that failed is tried again.")
     breaker: Breaker = Field(default=Breaker(), description="When a replica that fails is left out.")
     log: Log = Field(default=Log(), description="What is written to stdout.")
+    tracing: Tracing | None = Field(
+        default=None, description="Where spans go, which calls have them, and as whose; absent: nowhere."
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -39,11 +39,12 @@ class Dialect(Protocol):
     """The seam that a new kind of upstream fills.
 
     `checked`: whether its replicas are asked how they are without being told to. `ailing`: the status from which their
-    answer means that they are not well.
+    answer means that they are not well. `provider`: what traces call it, in the words of OpenTelemetry where they have one.
     """
 
     checked: ClassVar[bool]
     ailing: ClassVar[int]
+    provider: ClassVar[str]
 
     @property
     def health(self) -> str:

@@ -5,6 +5,7 @@ it they are Azure's newer ones, which read the deployment's name in the body as 
 list there are models and not deployments, so nobody is told of it: it only serves to ask whether Azure is well.
 """
 
+from typing import ClassVar
 from urllib.parse import quote
 
 from gateway.call import Kind
@@ -13,6 +14,8 @@ from gateway.dialects.openai import PATHS, OpenAI
 
 class Azure(OpenAI):
     """What goes to one resource. `api_version`: as Azure writes it, a date."""
+
+    provider: ClassVar[str] = "azure.ai.openai"
 
     def __init__(self, api_version: str | None = None) -> None:
         self._deployments = api_version is not None

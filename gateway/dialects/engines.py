@@ -10,6 +10,7 @@ from gateway.dialects.vllm import VLLM
 class TGI(OpenAI):
     """Hugging Face's Text Generation Inference. What it calls a failed dependency (424) is its own model that failed."""
 
+    provider: ClassVar[str] = "tgi"
     health: str = "/../health"
     checked: ClassVar[bool] = True
     meanings: ClassVar[Mapping[str, int]] = {"overloaded": 529, "generation": 500, "incomplete_generation": 500}
@@ -19,6 +20,7 @@ class TGI(OpenAI):
 class SGLang(VLLM):
     """Flat errors. Its health paths may run the model, so that it is asked for its models instead."""
 
+    provider: ClassVar[str] = "sglang"
     health: str = "/models"
     busy: ClassVar[tuple[str, ...]] = ("queue is full",)
     codes: ClassVar[Mapping[str, str]] = {"model's context length": "context_length_exceeded"}
@@ -27,6 +29,7 @@ class SGLang(VLLM):
 class LlamaCpp(VLLM):
     """llama.cpp's server. Its 503 is that of a model that is still loading."""
 
+    provider: ClassVar[str] = "llamacpp"
     busy: ClassVar[tuple[str, ...]] = ()
     codes: ClassVar[Mapping[str, str]] = {"exceed_context_size_error": "context_length_exceeded"}
 
@@ -34,6 +37,7 @@ class LlamaCpp(VLLM):
 class Ollama(OpenAI):
     """Ollama's `/v1`. Its health is its version."""
 
+    provider: ClassVar[str] = "ollama"
     health: str = "/../api/version"
     checked: ClassVar[bool] = True
     busy: ClassVar[tuple[str, ...]] = ("server busy", "overloaded")

@@ -42,6 +42,7 @@ class OpenAI:
     health: str = PATHS["models"]
     checked: ClassVar[bool] = False
     ailing: ClassVar[int] = 500
+    provider: ClassVar[str] = "openai"
 
     meanings: ClassVar[Mapping[str, int]] = {
         **dict.fromkeys(_DRY, 402),

@@ -28,6 +28,8 @@ class Qwen(OpenAI):
     One that is not there means what its part before the last dot means.
     """
 
+    provider: ClassVar[str] = "qwen"
+
     meanings: ClassVar[Mapping[str, int]] = {
         "arrearage": 402,
         "commoditynotpurchased": 402,

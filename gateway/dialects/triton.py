@@ -101,6 +101,7 @@ class Triton:
     health: ClassVar[str] = "/v2/health/ready"
     checked: ClassVar[bool] = True
     ailing: ClassVar[int] = 400
+    provider: ClassVar[str] = "triton"
 
     def __init__(
         self,

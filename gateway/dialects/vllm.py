@@ -13,6 +13,7 @@ class VLLM(OpenAI):
 
     health: str = "/../health"
     checked: ClassVar[bool] = True
+    provider: ClassVar[str] = "vllm"
     # It refuses what its queue has no room for, and all that comes while it changes its size.
     busy: ClassVar[tuple[str, ...]] = ("currently busy", "backlog limit", "currently scaling")
     codes: ClassVar[Mapping[str, str]] = {

@@ -5,6 +5,7 @@ The one place where an outcome becomes a verdict on a replica or on a key. Must 
 
 import structlog
 
+from gateway.call import Aim
 from gateway.errors import GatewayError, UpstreamQuota, UpstreamThrottled, UpstreamUnauthorized
 from gateway.fleet.replica import Replica
 from gateway.fleet.upstream import Upstream
@@ -35,6 +36,14 @@ class Lease:
         breaker, key = replica.breaker, upstream.key
         self._epoch = breaker.epoch if breaker.closed else breaker.begin(now)
         self._key_epoch = key.epoch if key.closed else key.begin(now)
+
+    @property
+    def aim(self) -> Aim:
+        """What a trace tells of it."""
+        upstream, endpoint = self._upstream, self.replica.endpoint
+        origin, looked_up = endpoint.origin, endpoint.address is not None
+        name = "" if looked_up else self.replica.name
+        return Aim(upstream.name, upstream.dialect.provider, self.model, origin.host, origin.port, name)
 
     def answered(self, now: float) -> None:
         """The first event, or the whole plain reply, is here."""

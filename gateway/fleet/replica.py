@@ -13,6 +13,7 @@ from gateway.dialects import Dialect
 from gateway.policy.balance import Load, PeakEwma, ramp
 from gateway.policy.breaker import Breaker, State
 from gateway.transport import Target as Destination
+from gateway.transport.request import Origin
 
 USER_AGENT = b"gateway"
 _MOST_DESTINATIONS = 1000  # of one replica; behind a pattern models' names are the callers'
@@ -36,12 +37,13 @@ class Endpoint:
     `address`: where to connect to, if that is not what the URL names.
     """
 
-    __slots__ = ("_destinations", "_dialect", "_headers", "_url", "address", "name")
+    __slots__ = ("_destinations", "_dialect", "_headers", "_url", "address", "name", "origin")
 
     def __init__(
         self, url: str, dialect: Dialect, headers: Sequence[tuple[str, str]], address: str | None = None
     ) -> None:
         parsed = httpx.URL(url)
+        self.origin = Origin.of(parsed)  # as it is configured
         if address is not None:
             parsed = parsed.copy_with(host=address)
         self.name = parsed.netloc.decode("ascii")

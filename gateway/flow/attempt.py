@@ -15,55 +15,20 @@ import httpx
 import msgspec
 
 from gateway import errors
-from gateway.call import Call, Clock, Exchange, Try
+from gateway.call import AttemptTrace, Call, Clock, Exchange, Try
 from gateway.dialects import Translator
 from gateway.fleet import Lease, Timeouts, Upstream
+from gateway.flow.reply import LARGEST_REPLY, Fields, Head, Plain, body_of, is_plain, plain, refused, told_inside
 from gateway.flow.waits import waiting
-from gateway.outcome import Outcome, Phase, Refusal, judge, of_exception, of_status
+from gateway.outcome import Outcome, Phase, end_reason, judge, of_exception
 from gateway.transport import BodyStream, DeadlineExceeded, Engine, PreparedRequest
 from gateway.wire import chat
 from gateway.wire.gather import Gathered
 from gateway.wire.sse import Event, EventTooLarge, Framer
 
-Fields = list[tuple[bytes, bytes]]
-
-_PASSED = frozenset((b"openai-processing-ms", b"openai-version"))
-LARGEST_REPLY = 32 << 20
-LARGEST_REFUSAL = 64 << 10
 LARGEST_PRELUDE = 256 << 10  # what a stream says before there is anything in it
 
 ABANDONED = errors.CallerLeft("The attempt was given up.")
-
-
-class Plain(NamedTuple):
-    """A whole reply, verified to be JSON. `headers`: what of the upstream's the caller may see."""
-
-    body: bytes
-    headers: Fields
-    read: chat.Chunk
-
-
-class Head(NamedTuple):
-    """What is read of a response's headers, in one pass: looking them up one by one costs more than all the rest."""
-
-    content_type: bytes  # without its parameters, in lower case
-    encoded: bool
-    passed: Fields  # to the caller: the upstream's limits and its own time, nothing that tells of the account
-
-    @classmethod
-    def of(cls, response: httpx.Response) -> "Head":
-        """Read a response's headers."""
-        content_type, encoded = b"", False
-        passed: Fields = []
-        for given, value in response.headers.raw:
-            name = given.lower()
-            if name == b"content-type":
-                content_type = value.partition(b";")[0].strip().lower()
-            elif name == b"content-encoding":
-                encoded = value.lower() != b"identity"
-            elif name.startswith(b"x-ratelimit-") or name in _PASSED:
-                passed.append((name, value))
-        return cls(content_type, encoded, passed)
 
 
 class Until(NamedTuple):
@@ -103,6 +68,7 @@ class Attempt:
         "response",
         "sent_at",
         "streams",
+        "trace",
         "until",
         "upstream",
     )
@@ -116,13 +82,14 @@ class Attempt:
         self._deadline = 0.0  # that the transport keeps
         self.response: httpx.Response | None = None
         self.reply: Plain | Stream | None = None
+        self.trace: AttemptTrace | None = None
         self.phase: Phase = "head"
         self.sent_at = 0.0
         self.streams = False  # what is asked for, which may not be what the caller wants
 
     async def run(self, call: Call) -> "Plain | Stream":
         """Try. Raises GatewayError; whatever happens but a stream's beginning, everything is given back."""
-        exchange, lease = self.exchange, self.lease
+        exchange = self.exchange
         if exchange.phase != "streaming":
             exchange.phase = "upstream"
         exchange.attempts += 1
@@ -145,11 +112,11 @@ class Attempt:
             exchange.committed_at = now = self._clock()
             exchange.upstream_seconds += now - sent_at
             if error is None:
-                lease.answered(now)
+                self._answered(now)
             if not isinstance(self.reply, Stream):
                 self.let_go(error)
                 if self.response is not None:
-                    await _stream_of(self.response).aclose()
+                    await body_of(self.response).aclose()
         return reply
 
     @property
@@ -179,13 +146,21 @@ class Attempt:
         """Give back the replica and the connection. With the gateway's own engine this awaits nothing."""
         self.let_go(error)
         if self.response is not None:
-            await _stream_of(self.response).aclose()
+            await body_of(self.response).aclose()
+
+    def _answered(self, now: float) -> None:
+        self.lease.answered(now)
+        if self.trace is not None:
+            self.trace.answered(now)
 
     def let_go(self, error: errors.GatewayError | None = ABANDONED) -> None:
         """Give back the replica, and note what came of the attempt."""
         if self.lease.settle(error, self._clock()):
             outcome = Outcome.SERVED if error is None else judge(error)
             self.exchange.tries += (Try(self.upstream.name, self.lease.replica.name, outcome),)
+            if self.trace is not None:
+                status = 0 if self.response is None else self.response.status_code
+                self.trace.ended(self._clock(), outcome, end_reason(error), status)
 
     def told(self, exception: httpx.HTTPError) -> errors.GatewayError:
         """What an exception means, now: a deadline may have been the upstream's, or the caller's own."""
@@ -211,7 +186,11 @@ class Attempt:
             raise DeadlineExceeded("the request's deadline passed") from None
 
     def _request(self, call: Call) -> PreparedRequest:
-        upstream, lease = self.upstream, self.lease
+        upstream, lease, exchange = self.upstream, self.lease, self.exchange
+        fields = [(b"x-request-id", _numbered(exchange))]
+        if exchange.trace is not None:
+            self.trace = exchange.trace.attempt(lease.began_at, lease.aim)
+            fields += self.trace.fields
         self.streams = streams = upstream.dialect.streams(call, lease.model)
         destination = lease.replica.endpoint.destination(call.kind, lease.model, stream=streams)
         if destination is None:
@@ -223,12 +202,9 @@ class Attempt:
             self.phase = "first_event"
             deadline = first_token
         self._deadline = deadline
-        request_id = self.exchange.request_id
-        if self.exchange.attempts > 1:  # an engine may not know yet that the one before was given up
-            request_id = f"{request_id}-{self.exchange.attempts}"
         return PreparedRequest(
             destination,
-            [(b"x-request-id", request_id.encode("ascii"))],
+            fields,
             upstream.dialect.encode(call, lease.model),
             {
                 "timeout": upstream.stream_timeout if streams else upstream.plain_timeout,
@@ -242,14 +218,14 @@ class Attempt:
         if not call.stream:
             self.phase = "body"
         if not 200 <= response.status_code < 300:
-            raise await _refused(self.upstream, response)
+            raise await refused(self.upstream, response)
         head = Head.of(response)
         if head.encoded:
             raise errors.UpstreamBroken("The upstream's answer is encoded.", code="upstream_bad_encoding")
-        plain = _is_plain(head.content_type, self.streams)
+        is_json = is_plain(head.content_type, self.streams)
         translator = self.upstream.dialect.translator(call, self.lease.model) if self.streams else None
-        if plain:
-            return await _plain(self.upstream, response, head.passed, translator)
+        if is_json:
+            return await plain(self.upstream, response, head.passed, translator)
         stream = Stream(self, response, head.passed, translator)
         if not call.stream:
             body = await _gathered(stream, call.choices)
@@ -281,7 +257,7 @@ class Stream:
         self, attempt: Attempt, response: httpx.Response, headers: Fields, translator: Translator | None
     ) -> None:
         self._attempt = attempt
-        self._reads = aiter(_stream_of(response))
+        self._reads = aiter(body_of(response))
         self._translator = translator
         self._feed = Framer().feed if translator is None else _translating(translator)
         self.headers = headers
@@ -307,7 +283,7 @@ class Stream:
 
     def refusal(self, data: bytes) -> errors.GatewayError:
         """What an event means that tells of an error."""
-        return _told_inside(self._attempt.upstream.dialect.refusal(200, data))
+        return told_inside(self._attempt.upstream.dialect.refusal(200, data))
 
     def end_within(self, seconds: float) -> bool:
         """Move the deadline to `seconds` from now; False if the transport keeps none."""
@@ -332,14 +308,14 @@ def blamed(exchange: Exchange) -> errors.GatewayError:
     return reason if isinstance(reason, errors.UpstreamError) else ABANDONED
 
 
+def _numbered(exchange: Exchange) -> bytes:
+    """The call's id, and from the second attempt on its number: an engine may not know yet that the first was given up."""
+    request_id = exchange.request_id.encode("ascii")
+    return request_id if exchange.attempts <= 1 else b"%b-%d" % (request_id, exchange.attempts)
+
+
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _stream_of(response: httpx.Response) -> httpx.AsyncByteStream:
-    if not isinstance(response.stream, httpx.AsyncByteStream):
-        raise TypeError("the transport is not asynchronous")
-    return response.stream
 
 
 async def _ending(translator: Translator) -> list[Event] | None:
@@ -350,34 +326,6 @@ async def _ending(translator: Translator) -> list[Event] | None:
 def _translating(translator: Translator) -> Callable[[bytes], list[Event]]:
     feed = Framer().feed
     return lambda data: translator.take(feed(data))
-
-
-def _is_plain(content_type: bytes, streams: bool) -> bool:
-    """Whether the answer is JSON, which also an upstream may send that was asked for a stream."""
-    if content_type == b"application/json" or (content_type == b"" and not streams):
-        return True
-    if streams and content_type in (b"text/event-stream", b""):
-        return False
-    raise errors.UpstreamBroken("The upstream's answer is of the wrong type.", code="upstream_bad_content_type")
-
-
-async def _refused(upstream: Upstream, response: httpx.Response) -> errors.GatewayError:
-    try:
-        body = await _read(response, LARGEST_REFUSAL)
-    except (httpx.HTTPError, errors.UpstreamBroken):
-        body = b""  # the status says enough
-    return of_status(response.status_code, upstream.dialect.refusal(response.status_code, body), response.headers)
-
-
-async def _read(response: httpx.Response, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for part in _stream_of(response):
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise errors.UpstreamBroken("The upstream's answer is too large.", code="upstream_response_too_large")
-    return b"".join(parts)
 
 
 async def _gathered(stream: Stream, choices: int) -> bytes:
@@ -394,24 +342,6 @@ async def _gathered(stream: Stream, choices: int) -> bytes:
     if not gathered.complete:
         raise errors.UpstreamBroken("The upstream ended the stream early.", code="upstream_stream_incomplete")
     return gathered.reply()
-
-
-async def _plain(upstream: Upstream, response: httpx.Response, headers: Fields, translator: Translator | None) -> Plain:
-    body = await _read(response, LARGEST_REPLY)
-    try:
-        read = chat.read_chunk(body)
-    except msgspec.DecodeError:
-        raise errors.UpstreamBroken("The upstream's answer is not valid JSON.") from None
-    if read.failed:
-        raise _told_inside(upstream.dialect.refusal(200, body))
-    if translator is not None:
-        raise errors.UpstreamBroken("The upstream's answer is no stream.", code="upstream_bad_content_type")
-    return Plain(body, headers, read)
-
-
-def _told_inside(refusal: Refusal) -> errors.GatewayError:
-    """An error that was told under status 200: the upstream's own failure, unless its dialect knows better."""
-    return of_status(500, refusal, {})
 
 
 async def _first_events(stream: Stream) -> list[Event]:

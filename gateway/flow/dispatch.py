@@ -17,9 +17,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from gateway import errors
 from gateway.call import Call, Clock, Exchange
 from gateway.fleet import Hedge, Lease, Replica, Route, Timeouts, Upstream
-from gateway.flow.attempt import ABANDONED, Attempt, Plain, Stream, Until
+from gateway.flow.attempt import ABANDONED, Attempt, Stream, Until
 from gateway.flow.hedge import Trying, race
 from gateway.flow.plan import Place, Plan, begin
+from gateway.flow.reply import Plain
 from gateway.flow.waits import waiting
 from gateway.outcome import Again, end_reason, reaction
 from gateway.policy.retry import FullJitter, keep_to

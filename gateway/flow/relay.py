@@ -11,7 +11,8 @@ import msgspec
 from gateway import errors
 from gateway.call import Call, Clock, Exchange
 from gateway.flow.answer import Answer, Silence
-from gateway.flow.attempt import Plain, Stream
+from gateway.flow.attempt import Stream
+from gateway.flow.reply import Plain
 from gateway.wire import chat
 from gateway.wire.sse import Event
 

@@ -36,7 +36,13 @@ Upstreams = Callable[[], Sequence[UpstreamReading]]
 class Metrics:
     """All families, on a registry of their own, so that two gateways can live in one process."""
 
-    def __init__(self, inflight: Callable[[], int], upstreams: Upstreams, dropped: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        inflight: Callable[[], int],
+        upstreams: Upstreams,
+        dropped: Callable[[], int],
+        spans_lost: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.registry = CollectorRegistry()
         self._counts: list[Counter | Histogram] = []
         self._measured: list[Collector] = []  # all the rest
@@ -115,6 +121,10 @@ class Metrics:
             "event_loop_lag_seconds", "How late the event loop is, looked at twice a second.", _LAG_SECONDS
         )
         self._measure(inflight, upstreams, dropped)
+        unsent = Gauge("gateway_trace_spans_lost", "Spans that were dropped or could not be sent.", registry=None)
+        unsent.set_function(lambda: float(spans_lost()))
+        self._measured.append(unsent)
+        self.registry.register(unsent)
 
     async def page(self) -> bytes:
         """All families as Prometheus reads them. Made piece by piece: whatever else the loop has to do comes in between."""

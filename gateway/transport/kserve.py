@@ -29,7 +29,7 @@ _SERVICE = "/inference.GRPCInferenceService/"
 _MODEL = "/v2/models/"
 _GENERATE = "/generate_stream"
 _QUESTIONS = {"/v2/health/live": "ServerLive", "/v2/health/ready": "ServerReady"}
-_CARRIED = ("authorization", "x-request-id")
+_CARRIED = ("authorization", "x-request-id", "traceparent", "tracestate")
 _JSON = [(b"content-type", b"application/json")]
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 _LARGEST = 32 << 20  # bytes of a message

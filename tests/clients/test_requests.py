@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import requests  # type: ignore[import-untyped]
+import requests
 
 from tests.sdk.stage import CALLERS_KEY, DONE, SENTENCE, Stage, Standing, delta, saying, stream, told, whole_stream
 from tests.support.upstream import close

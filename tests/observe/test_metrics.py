@@ -56,6 +56,7 @@ FAMILIES: dict[str, tuple[str, set[str]]] = {
     "process_resident_memory_bytes": ("gauge", set()),
     "process_virtual_memory_bytes": ("gauge", set()),
     "process_start_time_seconds": ("gauge", set()),
+    "gateway_trace_spans_lost": ("gauge", set()),
 }
 
 

@@ -304,6 +304,9 @@ async def _leave(stage: Stage) -> None:
             await asyncio.sleep(0)
     await stage.settled()
     await stage.gateway.fleet.aclose()
+    if stage.gateway.spans is not None:
+        stage.gateway.spans.close()
+        assert await asyncio.to_thread(stage.gateway.spans.join, 10)
     await rounds(3)
     assert not stage.gateway.api.open
     upstreams = stage.gateway.fleet.upstreams.values()

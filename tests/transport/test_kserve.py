@@ -24,6 +24,7 @@ from tests.wire.test_kserve import RECORDED
 
 SERVICE = "/inference.GRPCInferenceService/"
 BODY = json.dumps({"text_input": "Grüße aus", "stream": True, "max_tokens": 2}).encode()
+TRACE = [(b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), (b"tracestate", b"a=1")]
 Say = Callable[[Any], Any]
 
 
@@ -189,10 +190,11 @@ async def test_questions_of_health_are_answered_as_over_http() -> None:
 async def test_who_asks_and_which_request_it_is_goes_along_and_nothing_else() -> None:
     async with served(saying("llm_1")) as (script, url, transport):
         target = Target("POST", httpx.URL(f"{url}/v2/models/llm/generate_stream"), [(b"authorization", b"Bearer k")])
-        sent = PreparedRequest(target, [(b"x-request-id", b"r-1"), (b"x-other", b"o")], BODY, {})
+        sent = PreparedRequest(target, [(b"x-request-id", b"r-1"), (b"x-other", b"o"), *TRACE], BODY, {})
         await fetch(transport, sent)
         seen = script.metadata[-1]
         assert (seen["authorization"], seen["x-request-id"]) == ("Bearer k", "r-1")
+        assert [(name.encode(), seen[name].encode()) for name in ("traceparent", "tracestate")] == TRACE
         assert "x-other" not in seen
 
 

@@ -82,10 +82,9 @@ def _watching_pages(page: Callable[[Metrics], Any]) -> Callable[[Metrics], Any]:
 def secrets_are_watched() -> Iterator[None]:
     """Look at everything, for as long as there are tests."""
     with pytest.MonkeyPatch.context() as patch:
-        seen = _watching_lines(LineWriter.msg)
-        for name, method in list(vars(LineWriter).items()):
-            if method is LineWriter.__dict__["msg"]:
-                patch.setattr(LineWriter, name, seen)
+        msg = LineWriter.msg
+        for name in [name for name, method in vars(LineWriter).items() if method is msg]:
+            patch.setattr(LineWriter, name, _watching_lines(msg))
         patch.setattr(Metrics, "page", _watching_pages(Metrics.page))
         for name in ("body", "event"):
             patch.setattr(errors.GatewayError, name, _watching("error", getattr(errors.GatewayError, name)))

@@ -81,7 +81,7 @@ def test_check_tells_every_mistake_on_stderr_and_fails() -> None:
     assert result.stderr.splitlines() == [
         "gateway.yaml:1: auth.keys[0].key: must be at least 8 visible ASCII characters without spaces",
         f"gateway.yaml:3: upstreams.there.kind: not supported; supported here: {', '.join(KINDS)}",
-        "gateway.yaml:7: retries: unknown key; known here: server, auth, upstreams, models, timeouts, retry, breaker, log",
+        "gateway.yaml:7: retries: unknown key; known here: server, auth, upstreams, models, timeouts, retry, breaker, log, tracing",
     ]
 
 

@@ -82,6 +82,18 @@ class Aim(NamedTuple):
     replica: str
 
 
+class End(NamedTuple):
+    """How an attempt ended, in words from closed lists. `answered_at`: its first event, or all of a plain reply, was here.
+
+    `status`: of the upstream's answer, 0 where there was none.
+    """
+
+    answered_at: float | None
+    outcome: str
+    reason: str
+    status: int
+
+
 class AttemptTrace(Protocol):
     """One attempt, as whoever traces its call is told of it. Times are the clock's seconds."""
 
@@ -89,11 +101,8 @@ class AttemptTrace(Protocol):
     def fields(self) -> list[tuple[bytes, bytes]]:
         """The headers by which its upstream can go on with the trace."""
 
-    def answered(self, now: float, /) -> None:
-        """The first event, or the whole plain reply, is here."""
-
-    def ended(self, now: float, outcome: str, reason: str, status: int, /) -> None:
-        """What came of it, in words from closed lists; `status`: of the upstream's answer, 0 where there was none."""
+    def ended(self, now: float, end: End, /) -> None:
+        """What came of it."""
 
 
 class Trace(Protocol):

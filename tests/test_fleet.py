@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from gateway import errors
 from gateway.admission import ConcurrencySettings
+from gateway.call import Aim
 from gateway.dialects import DIALECTS
 from gateway.errors import GatewayError
 from gateway.fleet import Endpoint, Fleet, Lease, Replica, Route, Rules, Standing, Target, Timeouts, Upstream, by_weight
@@ -208,6 +209,15 @@ def test_an_endpoint_has_everything_about_its_requests_ready() -> None:
         assert asked is not None
         assert (b"authorization", b"Bearer k") in asked.headers
         assert (b"user-agent", b"gateway") in asked.headers
+
+
+@pytest.mark.parametrize(("address", "name"), [(None, "svc:8000"), ("10.0.0.7", "")])
+def test_a_trace_is_told_of_the_configured_host_and_of_no_address_that_was_looked_up(
+    address: str | None, name: str
+) -> None:
+    at = upstream()
+    at.replicas = [Replica(Endpoint("http://svc:8000/v1", DIALECT, [], address), at.key, lambda: NOW, 30.0)]
+    assert begin(at).aim == Aim("up", "openai", "m", "svc", 8000, name)
 
 
 def test_what_is_kept_of_requests_does_not_grow_with_the_names_that_callers_think_of() -> None:

@@ -23,7 +23,7 @@ class Lease:
     `learns`: the time to its first byte tells how quick the replica is; that of a plain chat tells how long the answer is.
     """
 
-    __slots__ = ("_epoch", "_key_epoch", "_learns", "_open", "_spoke", "_upstream", "began_at", "model", "replica")
+    __slots__ = ("_epoch", "_key_epoch", "_learns", "_open", "_upstream", "answered_at", "began_at", "model", "replica")
 
     def __init__(self, upstream: Upstream, replica: Replica, model: str, now: float, *, learns: bool) -> None:
         self.replica = replica
@@ -32,7 +32,7 @@ class Lease:
         self._learns = learns
         self.began_at = now
         self._open = True
-        self._spoke = False
+        self.answered_at: float | None = None
         breaker, key = replica.breaker, upstream.key
         self._epoch = breaker.epoch if breaker.closed else breaker.begin(now)
         self._key_epoch = key.epoch if key.closed else key.begin(now)
@@ -47,7 +47,7 @@ class Lease:
 
     def answered(self, now: float) -> None:
         """The first event, or the whole plain reply, is here."""
-        self._spoke = True
+        self.answered_at = now
         replica, upstream = self.replica, self._upstream
         if not replica.breaker.closed and replica.breaker.answered(self._epoch, now):
             replica.latency = PeakEwma()  # how slow it was when it was ill says nothing now
@@ -91,7 +91,7 @@ class Lease:
 
     def _wait_counts(self, outcome: Outcome, now: float) -> None:
         """Who was waited for in vain has been at least that slow."""
-        if self._learns and not self._spoke and outcome in (Outcome.TIMED_OUT, Outcome.ABANDONED):
+        if self._learns and self.answered_at is None and outcome in (Outcome.TIMED_OUT, Outcome.ABANDONED):
             waited = now - self.began_at
             if waited > self.replica.latency.read(now):
                 self.replica.latency.observe(waited, now)

@@ -15,7 +15,7 @@ import httpx
 import msgspec
 
 from gateway import errors
-from gateway.call import AttemptTrace, Call, Clock, Exchange, Try
+from gateway.call import AttemptTrace, Call, Clock, End, Exchange, Try
 from gateway.dialects import Translator
 from gateway.fleet import Lease, Timeouts, Upstream
 from gateway.flow.reply import LARGEST_REPLY, Fields, Head, Plain, body_of, is_plain, plain, refused, told_inside
@@ -112,7 +112,7 @@ class Attempt:
             exchange.committed_at = now = self._clock()
             exchange.upstream_seconds += now - sent_at
             if error is None:
-                self._answered(now)
+                self.lease.answered(now)
             if not isinstance(self.reply, Stream):
                 self.let_go(error)
                 if self.response is not None:
@@ -148,11 +148,6 @@ class Attempt:
         if self.response is not None:
             await body_of(self.response).aclose()
 
-    def _answered(self, now: float) -> None:
-        self.lease.answered(now)
-        if self.trace is not None:
-            self.trace.answered(now)
-
     def let_go(self, error: errors.GatewayError | None = ABANDONED) -> None:
         """Give back the replica, and note what came of the attempt."""
         if self.lease.settle(error, self._clock()):
@@ -160,7 +155,7 @@ class Attempt:
             self.exchange.tries += (Try(self.upstream.name, self.lease.replica.name, outcome),)
             if self.trace is not None:
                 status = 0 if self.response is None else self.response.status_code
-                self.trace.ended(self._clock(), outcome, end_reason(error), status)
+                self.trace.ended(self._clock(), End(self.lease.answered_at, outcome, end_reason(error), status))
 
     def told(self, exception: httpx.HTTPError) -> errors.GatewayError:
         """What an exception means, now: a deadline may have been the upstream's, or the caller's own."""

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from gateway.call import Aim, Exchange
+from gateway.call import Aim, End, Exchange
 from gateway.observe import semconv
 from gateway.outcome import Outcome
 from gateway.wire.tracecontext import RANDOM, SAMPLED, Context, Fields, read
@@ -19,6 +19,7 @@ Finish = Callable[[Exchange], None]
 Wall = Callable[[], int]
 
 _LONGEST_NAME = 200  # behind a pattern it is the caller's
+_UNSETTLED = End(None, Outcome.ABANDONED, "caller_left", 0)
 _NOBODYS_FAULT = (Outcome.SERVED, Outcome.ABANDONED)
 
 
@@ -44,30 +45,23 @@ Sink = Callable[[Sequence[Span]], None]
 class AttemptSpan:
     """One attempt, from its beginning to its end."""
 
-    __slots__ = ("aim", "answered_at", "began_at", "context", "ended_at", "outcome", "reason", "status")
+    __slots__ = ("aim", "began_at", "context", "end", "ended_at")
 
     def __init__(self, context: Context, began_at: float, aim: Aim) -> None:
         self.context = context
         self.began_at = began_at
         self.aim = aim
-        self.answered_at: float | None = None
         self.ended_at: float | None = None
-        self.outcome = ""
-        self.reason = ""
-        self.status = 0
+        self.end = _UNSETTLED
 
     @property
     def fields(self) -> Fields:
         """The headers that make it the parent of what its upstream traces."""
         return self.context.fields
 
-    def answered(self, now: float) -> None:
-        """The first event, or the whole plain reply, is here."""
-        self.answered_at = now
-
-    def ended(self, now: float, outcome: str, reason: str, status: int) -> None:
+    def ended(self, now: float, end: End) -> None:
         """What came of it."""
-        self.ended_at, self.outcome, self.reason, self.status = now, outcome, reason, status
+        self.ended_at, self.end = now, end
 
 
 class CallTrace:
@@ -183,9 +177,9 @@ def _attempts(trace: CallTrace, exchange: Exchange) -> Iterable[Span]:
         attributes = _attempt_attributes(attempt, number, exchange)
         if attempt is served:
             attributes |= _usage(exchange)
-        failed = attempt.outcome not in _NOBODYS_FAULT
+        failed = attempt.end.outcome not in _NOBODYS_FAULT
         if failed:
-            attributes[semconv.ERROR_TYPE] = attempt.reason
+            attributes[semconv.ERROR_TYPE] = attempt.end.reason
         yield Span(
             f"{semconv.OPERATIONS.get(exchange.kind, exchange.kind)} {_model(attempt, exchange)}",
             attempt.context,
@@ -208,19 +202,19 @@ def _attempt_attributes(attempt: AttemptSpan, number: int, exchange: Exchange) -
         semconv.SERVER_PORT: aim.port,
         semconv.UPSTREAM: aim.upstream,
         semconv.ATTEMPT: number,
-        semconv.OUTCOME: str(attempt.outcome),
-        semconv.END_REASON: attempt.reason,
+        semconv.OUTCOME: str(attempt.end.outcome),
+        semconv.END_REASON: attempt.end.reason,
     }
     if aim.replica:
         attributes[semconv.REPLICA] = aim.replica
-    if attempt.status:
-        attributes[semconv.HTTP_STATUS] = attempt.status
+    if attempt.end.status:
+        attributes[semconv.HTTP_STATUS] = attempt.end.status
     if number > 1:
         attributes[semconv.HTTP_RESEND_COUNT] = number - 1
     if exchange.stream:
         attributes[semconv.REQUEST_STREAM] = True
-        if attempt.answered_at is not None:
-            attributes[semconv.TIME_TO_FIRST_CHUNK] = attempt.answered_at - attempt.began_at
+        if attempt.end.answered_at is not None:
+            attributes[semconv.TIME_TO_FIRST_CHUNK] = attempt.end.answered_at - attempt.began_at
     return attributes
 
 
@@ -231,9 +225,9 @@ def _model(attempt: AttemptSpan, exchange: Exchange) -> str:
 
 def _served(trace: CallTrace) -> AttemptSpan | None:
     """The attempt whose answer was passed on. Of two that had one, the other was given up."""
-    answered = [attempt for attempt in trace.attempts if attempt.answered_at is not None]
+    answered = [attempt for attempt in trace.attempts if attempt.end.answered_at is not None]
     if len(answered) > 1:
-        answered = [attempt for attempt in answered if attempt.outcome != Outcome.ABANDONED]
+        answered = [attempt for attempt in answered if attempt.end.outcome != Outcome.ABANDONED]
     return answered[-1] if answered else None
 
 

@@ -95,8 +95,5 @@ class Passed:
         """Every attempt is told the same."""
         return self
 
-    def answered(self, _now: float) -> None:
-        """Nobody is told."""
-
-    def ended(self, _now: float, _outcome: str, _reason: str, _status: int) -> None:
+    def ended(self, _now: float, _end: object) -> None:
         """Nobody is told."""

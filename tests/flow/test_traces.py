@@ -139,6 +139,8 @@ async def test_an_upstream_is_told_of_the_attempt_and_the_caller_is_the_parent_o
     server, (attempt,) = await got(receiver, 2)
 
     assert (server.trace_id, server.parent_id) == tuple(PARENT.split("-")[1:3])
+    assert len({server.parent_id, server.span_id, attempt.span_id}) == 3
+    assert attempt.parent_id == server.span_id
     assert server.state == attempt.state == "a=1,b=2"
     assert seen.header("traceparent") == f"00-{TRACE_ID}-{attempt.span_id}-01"
     assert seen.header("tracestate") == "a=1,b=2"

@@ -14,7 +14,7 @@ from tests.support.receiver import receiving
 from tests.support.upstream import blackhole, unused_port
 
 CONFIG = """\
-server: {{host: 127.0.0.1, port: 0, admin_port: 0, drain_seconds: 2}}
+server: {{host: 127.0.0.1, port: 0, admin_port: 0, drain_seconds: 1}}
 auth: {{required: false}}
 upstreams: {{up: {{kind: openai, url: "http://127.0.0.1:{nobody}/v1"}}}}
 models: {{m: {{targets: [{{upstream: up}}]}}}}
@@ -82,6 +82,6 @@ def test_a_receiver_that_hangs_is_given_no_more_than_the_drain(protocol: str, tm
         process.stop()
         took = time.monotonic() - began
     assert process.code == 0
-    assert took < 2 + 3  # the drain, and the machine's own slowness
+    assert took < 1 + 3  # the drain, and the machine's own slowness
     assert events(process)[-1] == "stopped"
     assert list(process.err) == []

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from gateway.call import Aim, Exchange, Usage
+from gateway.call import Aim, End, Exchange, Usage
 from gateway.dialects import DIALECTS
 from gateway.dialects.azure import Azure
 from gateway.kinds import KINDS
@@ -45,8 +45,7 @@ def test_moments_are_the_clocks_from_the_wall_time_of_the_beginning() -> None:
     traces, exchange = begun(sent)
     exchange.stream = True
     attempt = trace(exchange).attempt(50.5, AIM)
-    attempt.answered(51.75)
-    attempt.ended(53.0, Outcome.SERVED, "done", 200)
+    attempt.ended(53.0, End(51.75, Outcome.SERVED, "done", 200))
     exchange.content_at = 52.0
     ended(traces, exchange)
 
@@ -61,7 +60,7 @@ def test_an_attempt_lasts_no_longer_than_its_call() -> None:
     sent = Sent()
     traces, exchange = begun(sent)
     trace(exchange).attempt(50.0, AIM)  # which was never settled
-    trace(exchange).attempt(50.0, AIM).ended(60.0, Outcome.SERVED, "done", 200)
+    trace(exchange).attempt(50.0, AIM).ended(60.0, End(50.0, Outcome.SERVED, "done", 200))
     ended(traces, exchange)
     assert [span.end for span in sent] == [1004 * SECOND] * 3
 
@@ -72,11 +71,9 @@ def test_tokens_belong_to_the_attempt_whose_answer_was_passed_on_and_a_guess_to_
         traces, exchange = begun(sent)
         call = trace(exchange)
         loser, winner, failed = (call.attempt(50.0, AIM) for _ in range(3))
-        loser.answered(51.0)
-        winner.answered(51.0)
-        loser.ended(51.0, Outcome.ABANDONED, "caller_left", 200)
-        winner.ended(52.0, Outcome.SERVED, "done", 200)
-        failed.ended(51.0, Outcome.FAILED, "upstream_error", 500)
+        loser.ended(51.0, End(51.0, Outcome.ABANDONED, "caller_left", 200))
+        winner.ended(52.0, End(51.0, Outcome.SERVED, "done", 200))
+        failed.ended(51.0, End(None, Outcome.FAILED, "upstream_error", 500))
         exchange.usage, exchange.estimated = Usage(7, 5, 3, 2), estimated
         ended(traces, exchange)
         counts = [

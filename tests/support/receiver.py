@@ -113,6 +113,9 @@ def _http(receiver: Receiver) -> Iterator[None]:
             receiver.url = f"http://127.0.0.1:{self.server_port}"
             ready.set()
 
+        def serve_forever(self, poll_interval: float = 0.02) -> None:
+            super().serve_forever(poll_interval)
+
     sink = oteltest.sink.HttpSink(receiver, _LOG, port=0)
     with _instead("HTTPServer", Here):
         sink.start()

@@ -241,7 +241,7 @@ _OPTIONS: dict[Kind, dict[str, Any]] = {
         },
         "yAxis": {"axisPlacement": "left", "reverse": False},
         "legend": {"show": True},
-        "tooltip": {"show": True, "yHistogram": False},
+        "tooltip": {"mode": "single", "yHistogram": False, "showColorScale": False},
         "exemplars": {"color": "rgba(255,0,255,0.7)"},
         "rowsFrame": {"layout": "auto"},
     },

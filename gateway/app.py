@@ -3,6 +3,7 @@
 Everything is an argument and nothing is global, so that two of them can live in one process and a test can swap any part.
 """
 
+import asyncio
 import random
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from gateway.call import Clock, Principal
 from gateway.fleet import Fleet
 from gateway.flow.dispatch import Dispatch
 from gateway.flow.gate import Gate
+from gateway.observe.lag import LoopLag
 from gateway.observe.log import LineWriter
 from gateway.observe.metrics import Metrics
 from gateway.observe.record import Recorder
@@ -65,7 +67,8 @@ def create_gateway(
     openai = OpenAI(fleet, Dispatch(chance, clock), clock, started_at=int(_wall_time()))
     edge = Edge(_endpoints(openai), health, _gate(settings.auth), Recorder(metrics, logger).finish, clock)
     limits = Limits(**settings.server.limits.values())
-    return Gateway(edge, create_admin(metrics.registry, health), health, fleet, metrics, limits, watchers)
+    watchers.append(LoopLag(metrics.loop_lag, clock, asyncio.sleep))
+    return Gateway(edge, create_admin(metrics.page, health), health, fleet, metrics, limits, watchers)
 
 
 def _wall_time() -> float:

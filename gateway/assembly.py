@@ -137,7 +137,7 @@ class _Builder:
             )
         figures = KINDS[settings.kind].figures
         if figures is not None and settings.load.enabled is not False:
-            look = LoadSettings(settings.load.path, settings.load.interval)
+            look = LoadSettings(settings.load.path, settings.load.interval, settings.load.port)
             yield LoadWatch(upstream, figures, look, clock=self._clock, sleep=asyncio.sleep, chance=chance)
 
     def replica(self, url: str, address: str | None = None, weight: float = 1.0) -> Replica:
@@ -188,14 +188,16 @@ def _headers(dialect: Dialect, upstream: config.Upstream) -> Iterable[tuple[str,
 
 def _engine(replica: Replica) -> EngineReading | None:
     load = replica.load
-    return None if load is None else EngineReading(load.running, load.waiting, load.kv)
+    return None if load is None else EngineReading(load.running, load.waiting, load.kv, load.batch)
 
 
 def readings(fleet: Fleet, now: float) -> Iterable[UpstreamReading]:
     """How the fleet stands, for the metrics."""
     for upstream in fleet.upstreams.values():
         replicas = [
-            ReplicaReading(replica.name, replica.standing(now), replica.inflight, _engine(replica))
+            ReplicaReading(
+                replica.name, replica.standing(now), replica.inflight, _engine(replica), replica.latency.read(now)
+            )
             for replica in upstream.replicas
         ]
         yield UpstreamReading(
@@ -205,4 +207,5 @@ def readings(fleet: Fleet, now: float) -> Iterable[UpstreamReading]:
             budget=upstream.budget.left(now),
             panics=upstream.panics,
             key_refused=not upstream.key.closed,
+            dry=upstream.dry and not upstream.key.closed,
         )

@@ -14,6 +14,7 @@ from gateway.errors import GatewayError
 
 Kind = Literal["chat", "completions", "embeddings", "models", "unknown"]
 Phase = Literal["body", "queue", "upstream", "backoff", "streaming"]
+Waited = Literal["queue", "pool", "connect"]
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -59,6 +60,14 @@ class Try(NamedTuple):
     outcome: str
 
 
+class Wait(NamedTuple):
+    """What had to be waited for before a request could go out: a place in the `queue`, a connection of the `pool`, a new one."""
+
+    what: Waited
+    upstream: str
+    seconds: float
+
+
 class Exchange:
     """The one record of one call: every room writes what it learns, and it is told to log and metrics once, at the end.
 
@@ -81,6 +90,7 @@ class Exchange:
         "key_name",
         "kind",
         "last_event_at",
+        "longest_gap",
         "model",
         "outcome",
         "phase",
@@ -101,9 +111,10 @@ class Exchange:
         "upstream_model",
         "upstream_seconds",
         "usage",
+        "waits",
     )
 
-    def __init__(self, request_id: str, kind: Kind, now: float) -> None:
+    def __init__(self, request_id: str, kind: Kind, now: float) -> None:  # noqa: PLR0915  # fields, and nothing else
         self.request_id = request_id
         self.kind: Kind = kind
         self.key_name = ""
@@ -115,6 +126,7 @@ class Exchange:
         self.tries: tuple[Try, ...] = ()  # ended
         # The upstream that failed, and how, for each further attempt that was granted; a hedge is none of them.
         self.retries: tuple[tuple[str, str], ...] = ()
+        self.waits: tuple[Wait, ...] = ()  # of all attempts, in vain or not
         self.gave_up = ""  # why it was not tried once more
         self.hedge = ""  # which of two attempts side by side was served: first, second or neither
         self.sought_at = 0.0  # moments of the loop's clock: an upstream was first sought
@@ -125,11 +137,12 @@ class Exchange:
         self.phase: Phase = "body"
         self.started_at = now
         self.received_at: float | None = None  # the whole request is here
-        self.sent_at: float | None = None  # the last attempt went out
+        self.sent_at: float | None = None  # the attempt that is told of went out
         self.committed_at: float | None = None  # the first event, or the whole plain reply, is here
         self.relayed_at: float | None = None  # that was passed on
         self.content_at: float | None = None  # the first event with content is here
         self.last_event_at: float | None = None
+        self.longest_gap = 0.0  # seconds between two events
         self.ended_at = now
         self.upstream_seconds = 0.0  # spent waiting for upstreams, all attempts
         self.usage: Usage | None = None

@@ -14,12 +14,16 @@ UpstreamKind = Literal["openai", "qwen", "vllm", "triton", "tgi", "sglang", "lla
 class Figures(NamedTuple):
     """What an engine's page of metrics calls its load. Of several names for one thing, the first that is there counts.
 
-    `running` and `waiting`: requests. `kv`: the share of the KV cache that is in use, 0 to 1.
+    `running` and `waiting`: requests. `kv`: the share of the KV cache that is in use, 0 to 1. `done` and `batches`: requests
+    since its start, and in how many batches they were worked on. `port`: of the page, if it has one of its own, without TLS.
     """
 
     running: tuple[str, ...]
     waiting: tuple[str, ...]
     kv: tuple[str, ...] = ()
+    done: tuple[str, ...] = ()
+    batches: tuple[str, ...] = ()
+    port: int | None = None
 
 
 class Traits(NamedTuple):
@@ -53,6 +57,13 @@ KINDS: dict[UpstreamKind, Traits] = {
         schemes=frozenset(("http", "https", "grpc", "grpcs")),
         extra="triton",
         needs={"template": ("jinja2", "tokenizers"), "grpc": ("grpc",), "grpcs": ("grpc",)},
+        figures=Figures(
+            running=(),
+            waiting=("nv_inference_pending_request_count",),
+            done=("nv_inference_count",),
+            batches=("nv_inference_exec_count",),
+            port=8002,
+        ),
     ),
     "tgi": Traits(figures=Figures(running=("tgi_batch_current_size",), waiting=("tgi_queue_size",))),
     "sglang": Traits(

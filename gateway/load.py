@@ -40,18 +40,26 @@ _log = structlog.get_logger("gateway.fleet")
 
 
 class LoadSettings(msgspec.Struct, frozen=True):
-    """Where metrics are, from the root of the host, and seconds between looks; a look that takes as long has failed."""
+    """Where metrics are, from the root of the host, and seconds between looks; a look that takes as long has failed.
+
+    `port`: if it is not the one that the kind of engine has them on.
+    """
 
     path: str = "/metrics"
     interval: float = 1.5
+    port: int | None = None
 
 
 class Said(msgspec.Struct):
-    """What one page of metrics says: requests that run and that wait, and the share of the KV cache in use."""
+    """What one page of metrics says: requests that run and that wait, and the share of the KV cache in use.
 
-    running: float
+    `done`: requests since the engine's start, and the batches in which they were worked on.
+    """
+
+    running: float | None
     waiting: float
-    kv: float | None
+    kv: float | None = None
+    done: tuple[float, float] | None = None
 
 
 def read(page: bytes, figures: Figures) -> Said | None:
@@ -60,10 +68,16 @@ def read(page: bytes, figures: Figures) -> Said | None:
     Each engine of a data-parallel server has a KV cache of its own, and the fullest is the one that counts.
     """
     running, waiting = _first(page, figures.running), _first(page, figures.waiting)
-    if not running or not waiting:
+    if not waiting or (figures.running and not running):
         return None
     kv = _first(page, figures.kv)
-    return Said(sum(running), sum(waiting), min(max(kv), 1.0) if kv else None)
+    done, batches = _first(page, figures.done), _first(page, figures.batches)
+    return Said(
+        sum(running) if figures.running else None,
+        sum(waiting),
+        min(max(kv), 1.0) if kv else None,
+        (sum(done), sum(batches)) if done and batches else None,
+    )
 
 
 def _first(page: bytes, names: Iterable[str]) -> list[float]:
@@ -111,10 +125,12 @@ class LoadWatch:
         self._upstream = upstream
         self._figures = figures
         self._path = settings.path
+        self._port = figures.port if settings.port is None else settings.port
         self._interval = settings.interval
         self._clock = clock
         self._sleep = sleep
         self._chance = chance
+        self._done: dict[Replica, tuple[float, float]] = {}  # when it was last looked at
         self._resting: dict[Replica, int] = {}  # rounds that are left; 0 for whom has been told of and is asked
 
     async def run(self) -> None:
@@ -126,6 +142,7 @@ class LoadWatch:
     async def round(self) -> None:
         """Look once at each engine that is not resting, and forget what is too old."""
         replicas = self._upstream.replicas
+        self._done = {one: done for one in replicas if (done := self._done.get(one)) is not None}
         self._resting = {one: left for one in replicas if (left := self._resting.get(one)) is not None}
         asked = [replica for replica in replicas if not self._rests(replica)]
         await asyncio.gather(*(self._look(replica) for replica in asked))
@@ -150,15 +167,28 @@ class LoadWatch:
         except Exception:  # noqa: BLE001  # whatever it is, there are no figures, and the next look comes
             return
         if said is not None:
-            replica.load = Load(said.running, said.waiting, said.kv, inflight=inflight, at=at)
+            load = Load(said.running, said.waiting, said.kv, inflight=inflight, at=at)
+            load.batch = self._batch(replica, said)
+            replica.load = load
             self._resting.pop(replica, None)
             return
         if replica not in self._resting:
             _log.info("engine_tells_no_load", upstream=self._upstream.name, replica=replica.name)
         self._resting[replica] = REST
 
+    def _batch(self, replica: Replica, said: Said) -> float | None:
+        """How many requests there were in a batch since the last look, or in the last ones that there were."""
+        if said.done is None:
+            return None
+        done, batches = said.done
+        done_before, batches_before = self._done.get(replica, (0.0, 0.0))
+        self._done[replica] = said.done
+        if batches > batches_before and done >= done_before:
+            return (done - done_before) / (batches - batches_before)
+        return None if replica.load is None or batches < batches_before else replica.load.batch
+
     async def _said(self, replica: Replica) -> Said | None:
-        request = PreparedRequest(replica.endpoint.health(self._path), [], b"", {"timeout": _PHASES})
+        request = PreparedRequest(replica.endpoint.metrics(self._path, self._port), [], b"", {"timeout": _PHASES})
         response: httpx.Response = await self._upstream.transport.handle_async_request(request)
         try:
             page = await whole(response, LARGEST) if response.status_code == 200 else None

@@ -260,7 +260,7 @@ def test_each_kind_can_be_said_with_what_only_it_has() -> None:
     assert triton.replicas == (("grpc://a:8001", 1.0), ("grpcs://b:8001", 1.0))
     assert triton.tensors == {"text_input": "PROMPT", "seed": None}
     assert (triton.profile, triton.template, triton.max_tokens, triton.cumulative) == ("python", None, 1024, False)
-    assert vllm.load.values() == {"enabled": True, "path": "/engine/metrics", "interval": 3.0}
+    assert vllm.load.values() == {"enabled": True, "path": "/engine/metrics", "port": None, "interval": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -545,7 +545,7 @@ BAD = {
             "4: upstreams.b.url: grpc:// needs kind: triton",
             "5: upstreams.c.urls[1].url: grpcs:// needs kind: triton",
             "5: upstreams.c.urls: must be all grpc:// or all http://",
-            "5: upstreams.c.load.enabled: needs kind: vllm, tgi, sglang, llamacpp",
+            "5: upstreams.c.load.enabled: needs kind: vllm, triton, tgi, sglang, llamacpp",
             "6: upstreams.d.profile: needs kind: triton",
         ],
     ),

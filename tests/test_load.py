@@ -14,7 +14,7 @@ from gateway.admission import ConcurrencySettings
 from gateway.assembly import build_fleet, readings
 from gateway.config import Load as LoadConfig
 from gateway.config import Settings
-from gateway.dialects import DIALECTS
+from gateway.dialects import DIALECTS, Dialect
 from gateway.fleet import Endpoint, Replica, Rules, Timeouts, Upstream
 from gateway.kinds import KINDS, Figures, UpstreamKind
 from gateway.load import LARGEST, REST, LoadSettings, LoadWatch, Said, read
@@ -56,6 +56,17 @@ PAGES: dict[UpstreamKind, tuple[str, Said]] = {
             "llamacpp:requests_deferred 4\nllamacpp:kv_cache_usage_ratio 0.5\n"
         ),
         Said(1.0, 4.0, None),
+    ),
+    "triton": (
+        (
+            "# TYPE nv_inference_count counter\n"
+            'nv_inference_count{model="a",version="1"} 30\nnv_inference_count{model="b",version="1"} 10\n'
+            'nv_inference_exec_count{model="a",version="1"} 6\nnv_inference_exec_count{model="b",version="1"} 4\n'
+            'nv_inference_request_success{model="a",version="1"} 30\n'
+            'nv_inference_pending_request_count{model="a",version="1"} 5\n'
+            'nv_inference_pending_request_count{model="b",version="1"} 0\n'
+        ),
+        Said(None, 5.0, None, (40.0, 10.0)),
     ),
 }
 
@@ -123,7 +134,7 @@ def test_a_page_without_both_figures_says_nothing(page: str) -> None:
 def test_junk_is_figures_or_nothing(junk: bytes) -> None:
     for page in (junk, b"vllm:num_requests_running 1\nvllm:num_requests_waiting" + junk):
         said = read(page, figures())
-        assert said is None or said.running >= 0 <= said.waiting
+        assert said is None or (said.running or 0.0) >= 0 <= said.waiting
 
 
 # --- the watch ----------------------------------------------------------------------------------------------------
@@ -132,7 +143,15 @@ def test_junk_is_figures_or_nothing(junk: bytes) -> None:
 class Scene:
     """An upstream whose engines answer as `answers` says at the moment, by host."""
 
-    def __init__(self, *hosts: str, chance: float = 0.5, interval: float = 1.5) -> None:
+    def __init__(
+        self,
+        *hosts: str,
+        chance: float = 0.5,
+        interval: float = 1.5,
+        kind: UpstreamKind = "vllm",
+        port: int | None = None,
+    ) -> None:
+        self.kind = kind
         self.now = 100.0
         self.answers: dict[str, httpx.Response | Exception] = dict.fromkeys(hosts, OK)
         self.asked: list[httpx.Request] = []
@@ -140,26 +159,31 @@ class Scene:
         breaker = Breaker(BreakerSettings(), lambda: 0.5)
         rules = Rules(Timeouts(), RetrySettings(), ConcurrencySettings(), LeastLoad(), breaker)
         replicas = [self.make(host) for host in hosts]
-        self.upstream = Upstream("up", DIALECTS["vllm"](), replicas, httpx.MockTransport(self._answer), rules)
+        self.upstream = Upstream("up", self.dialect, replicas, httpx.MockTransport(self._answer), rules)
         self.watch = LoadWatch(
             self.upstream,
-            figures(),
-            LoadSettings(interval=interval),
+            figures(kind),
+            LoadSettings(interval=interval, port=port),
             clock=lambda: self.now,
             sleep=self._sleep,
             chance=lambda: chance,
         )
 
     def make(self, host: str) -> Replica:
-        endpoint = Endpoint(f"http://{host}:8000/v1", DIALECTS["vllm"](), [("authorization", "Bearer sk-up")])
+        url = f"http://{host}:8000{'/v1' if self.kind == 'vllm' else ''}"
+        endpoint = Endpoint(url, self.dialect, [("authorization", "Bearer sk-up")])
         return Replica(endpoint, Breaker(BreakerSettings(), lambda: 0.5), lambda: 0.0, 30.0)
+
+    @property
+    def dialect(self) -> Dialect:
+        return DIALECTS[self.kind](**({"mint": lambda: ("", 0)} if self.kind == "triton" else {}))
 
     async def round(self, after: float = 1.5) -> None:
         self.now += after
         await self.watch.round()
 
     @property
-    def loads(self) -> list[tuple[float, float, float | None] | None]:
+    def loads(self) -> list[tuple[float | None, float, float | None] | None]:
         found = [replica.load for replica in self.upstream.replicas]
         return [None if one is None else (one.running, one.waiting, one.kv) for one in found]
 
@@ -187,6 +211,46 @@ async def test_an_engine_is_asked_at_the_root_of_its_host_with_the_upstreams_key
     assert (request.method, str(request.url)) == ("GET", "http://a:8000/metrics")
     assert request.headers["authorization"] == "Bearer sk-up"
     assert scene.loads == [SAID]
+
+
+async def test_metrics_at_a_port_of_their_own_are_asked_for_there_without_the_upstreams_key() -> None:
+    scene = Scene("a", kind="triton")
+    await scene.round()
+    (request,) = scene.asked
+    assert str(request.url) == "http://a:8002/metrics"
+    assert "authorization" not in request.headers
+    elsewhere = Scene("a", port=9400)
+    await elsewhere.round()
+    assert [str(one.url) for one in elsewhere.asked] == ["http://a:9400/metrics"]
+
+
+def triton(done: int, batches: int, pending: int = 0) -> httpx.Response:
+    figures = {"nv_inference_count": done, "nv_inference_exec_count": batches}
+    figures["nv_inference_pending_request_count"] = pending
+    return httpx.Response(200, text="".join(f'{name}{{model="m"}} {value}\n' for name, value in figures.items()))
+
+
+async def test_the_batch_is_that_of_the_executions_since_the_last_look() -> None:
+    scene = Scene("a", kind="triton")
+    (replica,) = scene.upstream.replicas
+    told: list[float | None] = []
+    for page in (triton(0, 0), triton(40, 10), triton(100, 15), triton(100, 15), triton(6, 3), triton(30, 4)):
+        scene.answers["a"] = page
+        await scene.round()
+        assert replica.load is not None
+        told.append(replica.load.batch)
+    # nothing yet; the first; more at once; none since, so the last that was; started anew; and on from there
+    assert told == [None, 4.0, 12.0, 12.0, None, 24.0]
+
+
+async def test_what_an_engine_does_not_say_is_taken_to_be_ours() -> None:
+    scene = Scene("a", kind="triton")
+    (replica,) = scene.upstream.replicas
+    replica.inflight = 5
+    scene.answers["a"] = triton(1, 1, pending=7)
+    await scene.round()
+    assert replica.load is not None
+    assert (replica.load.running, replica.load.waiting, replica.load.beside) == (None, 7.0, 2.0)
 
 
 async def test_what_an_engine_had_beside_our_calls_is_kept_with_the_moment_of_asking() -> None:

@@ -70,6 +70,7 @@ def test_every_value_of_a_label_with_a_closed_list_is_documented_in_its_order() 
     reasons = re.findall(r'"(\w+)"', inspect.getsource(Tries._why_stop))
     assert listed("gateway_retries_refused_total") == reasons
     assert listed("gateway_hedges_total") == ["first", "second", "neither"]
+    assert listed("gateway_tokens_total") == ["reported", "estimated"]
 
 
 def test_every_field_of_a_requests_line_is_documented_in_its_order_and_no_other_is(tmp_path: Path) -> None:

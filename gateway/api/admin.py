@@ -3,11 +3,10 @@
 FastAPI serves it, because here ease counts and microseconds do not. Must not be mounted on the API port.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Response
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
@@ -16,13 +15,13 @@ from gateway.api.ops import Health
 from gateway.errors import CallerError, GatewayError, MethodNotAllowed, NotFound
 
 
-def create_admin(registry: CollectorRegistry, health: Health) -> FastAPI:
-    """`/metrics`, `/healthz` and `/readyz`; errors have OpenAI's shape here too."""
+def create_admin(page: Callable[[], Awaitable[bytes]], health: Health) -> FastAPI:
+    """`/metrics`, which is `page`, `/healthz` and `/readyz`; errors have OpenAI's shape here too."""
     app = FastAPI(title="gateway", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/metrics")
-    def metrics() -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    async def metrics() -> Response:
+        return Response(await page(), media_type=CONTENT_TYPE_LATEST)
 
     for path in health.paths:
         app.router.routes.append(Route(path, health))

@@ -139,6 +139,13 @@ class Load(Section):
     path: UrlPath = Field(
         default="/metrics", description="Where an engine's metrics are, from the root of the URL's host."
     )
+    port: int | None = Field(
+        ge=1,
+        le=65535,
+        default=None,
+        description="Port of an engine's metrics, where they are without TLS and without a key; absent: by kind, for triton "
+        "8002, and else the URL's.",
+    )
     interval: Seconds = Field(
         default=1.5, description="Seconds from one look to the next; figures older than three of them are forgotten."
     )

@@ -5,7 +5,7 @@ The one place where an outcome becomes a verdict on a replica or on a key. Must 
 
 import structlog
 
-from gateway.errors import GatewayError, UpstreamThrottled, UpstreamUnauthorized
+from gateway.errors import GatewayError, UpstreamQuota, UpstreamThrottled, UpstreamUnauthorized
 from gateway.fleet.replica import Replica
 from gateway.fleet.upstream import Upstream
 from gateway.outcome import LONGEST_COOLING, Outcome, Verdict, judge, reaction
@@ -70,6 +70,7 @@ class Lease:
         if told.key is not Verdict.FAILED:
             upstream.key.abandoned(self._key_epoch)
         elif upstream.key.failed(self._key_epoch, now):
+            upstream.dry = isinstance(error, UpstreamQuota)
             known = upstream.hint and isinstance(error, UpstreamUnauthorized)
             said = {"hint": upstream.hint} if known else {}
             _log.error("key_refused", upstream=upstream.name, reason=error.code, **said)

@@ -81,6 +81,13 @@ class Endpoint:
             self._url + self._dialect.health if path is None else str(url.copy_with(raw_path=path.encode("ascii")))
         )
 
+    def metrics(self, path: str, port: int | None) -> Destination:
+        """Where its engine's metrics are. At a port of their own there is neither TLS nor a reason to show the key."""
+        if port is None:
+            return self.health(path)
+        url = httpx.URL(self._url).copy_with(scheme="http", port=port, raw_path=path.encode("ascii"))
+        return Destination("GET", url, [(b"user-agent", USER_AGENT), (b"accept", b"*/*")], address=self.address)
+
     def _get(self, url: str) -> Destination:
         return self._destination("GET", url, [(b"accept", b"application/json")])
 

@@ -68,6 +68,7 @@ class Upstream:
         self.retry = rules.retry
         self.budget = Budget(rules.retry.budget, rules.retry.reserve)
         self.key = rules.key
+        self.dry = False  # the key was last refused because its account has nothing left
         self.hint = rules.hint
         self.queue: Queue[Replica] = Queue(rules.concurrency, self.release)
         self._limit = rules.concurrency.limit

@@ -7,8 +7,9 @@ given back with what came of it, once. Must not know callers, routes or other at
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import httpx
 import msgspec
@@ -17,6 +18,7 @@ from gateway import errors
 from gateway.call import Call, Clock, Exchange, Try
 from gateway.dialects import Translator
 from gateway.fleet import Lease, Timeouts, Upstream
+from gateway.flow.waits import waiting
 from gateway.outcome import Outcome, Phase, Refusal, judge, of_exception, of_status
 from gateway.transport import BodyStream, DeadlineExceeded, Engine, PreparedRequest
 from gateway.wire import chat
@@ -99,6 +101,7 @@ class Attempt:
         "phase",
         "reply",
         "response",
+        "sent_at",
         "streams",
         "until",
         "upstream",
@@ -114,6 +117,7 @@ class Attempt:
         self.response: httpx.Response | None = None
         self.reply: Plain | Stream | None = None
         self.phase: Phase = "head"
+        self.sent_at = 0.0
         self.streams = False  # what is asked for, which may not be what the caller wants
 
     async def run(self, call: Call) -> "Plain | Stream":
@@ -122,8 +126,8 @@ class Attempt:
         if exchange.phase != "streaming":
             exchange.phase = "upstream"
         exchange.attempts += 1
+        self.sent_at = sent_at = self._clock()
         self.show()
-        exchange.sent_at = sent_at = self._clock()
         error: errors.GatewayError | None = ABANDONED
         try:
             reply = self.reply = await self._trying(call)
@@ -165,6 +169,11 @@ class Attempt:
         exchange.upstream = self.upstream.name
         exchange.upstream_model = lease.model
         exchange.replica = lease.replica.name
+        exchange.sent_at = self.sent_at
+
+    def waiting(self, what: Literal["pool", "connect"]) -> AbstractContextManager[None]:
+        """The transport waits before it can send."""
+        return waiting(what, self.upstream.name, self.exchange, self._clock)
 
     async def settle(self, error: errors.GatewayError | None) -> None:
         """Give back the replica and the connection. With the gateway's own engine this awaits nothing."""
@@ -218,7 +227,11 @@ class Attempt:
             destination,
             [(b"x-request-id", _numbered(self.exchange))],
             upstream.dialect.encode(call, lease.model),
-            {"timeout": upstream.stream_timeout if streams else upstream.plain_timeout, "deadline": deadline},
+            {
+                "timeout": upstream.stream_timeout if streams else upstream.plain_timeout,
+                "deadline": deadline,
+                "waits": self,
+            },
         )
 
     async def _try(self, request: PreparedRequest, call: Call) -> "Plain | Stream":

@@ -8,6 +8,7 @@ and the budget of the upstream at which the call began. Must not know callers or
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
 from math import inf
 
@@ -19,6 +20,7 @@ from gateway.fleet import Hedge, Lease, Replica, Route, Timeouts, Upstream
 from gateway.flow.attempt import ABANDONED, Attempt, Plain, Stream, Until
 from gateway.flow.hedge import Trying, race
 from gateway.flow.plan import Place, Plan, begin
+from gateway.flow.waits import waiting
 from gateway.outcome import Again, end_reason, reaction
 from gateway.policy.retry import FullJitter, keep_to
 
@@ -143,9 +145,11 @@ class Tries:
         exchange.enter("queue")
         if not exchange.attempts:
             exchange.upstream = place.upstream.name
-        until = self._until(place.upstream)
+        until, queue = self._until(place.upstream), place.upstream.queue
+        watched = waiting("queue", place.upstream.name, exchange, self._dispatch.clock)
         try:
-            return await place.upstream.queue.turn(min(until), partial(self._will_do, place))
+            with watched if queue.has_room else nullcontext():
+                return await queue.turn(min(until), partial(self._will_do, place))
         except TimeoutError:
             raise until.passed() from None
 

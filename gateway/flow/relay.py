@@ -64,6 +64,8 @@ class Meter:
         if _FINISH.search(data) is not None and len(self._endings) < _MOST_ENDINGS:
             self._endings.append(data)
         exchange = self.exchange
+        if (last := exchange.last_event_at) is not None and now - last > exchange.longest_gap:
+            exchange.longest_gap = now - last
         exchange.last_event_at = now
         exchange.events += 1
         if exchange.content_at is None and chat.has_content(chunk.choices):

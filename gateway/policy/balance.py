@@ -48,19 +48,21 @@ class Load:
     """What an engine said of itself at one moment, `at`, when `inflight` of its calls were ours.
 
     `running`, `waiting`: requests, whoever sent them. `kv`: the share of its KV cache that is in use, 0 to 1, or None where
-    it does not say. `beside`: requests that it had to do beside ours, a full cache counted as some more. With our calls of
-    now that is what it has to do now: those begun since then count, those ended since then do not, and it is never less than
-    ours, whatever it said.
+    it does not say. `batch`: how many it works on at once, likewise, for whoever looks at it. `beside`: requests that it had
+    to do beside ours, a full cache counted as some more. With our calls of now that is what it has to do now: those begun
+    since then count, those ended since then do not, and it is never less than ours, whatever it said.
     """
 
-    __slots__ = ("at", "beside", "kv", "running", "waiting")
+    __slots__ = ("at", "batch", "beside", "kv", "running", "waiting")
 
-    def __init__(self, running: float, waiting: float, kv: float | None, *, inflight: int, at: float) -> None:
+    def __init__(self, running: float | None, waiting: float, kv: float | None, *, inflight: int, at: float) -> None:
         self.running = running
         self.waiting = waiting
         self.kv = kv
         self.at = at
-        self.beside = max(running + waiting - inflight, 0.0) + (0.0 if kv is None else _kv_penalty(kv))
+        self.batch: float | None = None
+        # An engine that does not say what runs may have nothing but ours.
+        self.beside = max((running or 0.0) + waiting - inflight, 0.0) + (0.0 if kv is None else _kv_penalty(kv))
 
 
 def _kv_penalty(share: float) -> float:

@@ -20,6 +20,7 @@ from gateway.transport.pool import Pool
 from gateway.transport.request import Origin, Outgoing
 from gateway.transport.resolver import DaemonThreads
 from gateway.transport.settings import TransportSettings
+from gateway.transport.waits import waits_of
 
 READ_SIZE = 64 * 1024
 RESOLVER_THREADS = 4
@@ -31,7 +32,7 @@ class Engine(httpx.AsyncBaseTransport):
     """HTTP/1.1 over pooled connections, on the loop that first uses it.
 
     Of a request's extensions it reads `timeout` (seconds: connect, pool, write, first_byte, idle; read stands for the
-    last two) and `deadline` (a moment of the loop's clock for all of it). A response's extensions hold `http_version`,
+    last two), `deadline` (a moment of the loop's clock for all of it) and `waits` (whom to tell of waiting). A response's extensions hold `http_version`,
     `reused`, `stale_retries`, and, in the loop's time, `sent_at` and `first_byte_at` (when the head was complete).
     """
 
@@ -55,7 +56,7 @@ class Engine(httpx.AsyncBaseTransport):
         pool = self._pools.get(outgoing.origin) or self._open_pool(outgoing.origin)
         if deadlines.total <= asyncio.get_running_loop().time():
             raise DeadlineExceeded("the request's deadline had passed before it was sent")
-        connection = pool.take() or await pool.acquire(deadlines)
+        connection = pool.take() or await pool.acquire(deadlines, waits_of(request))
         reused, retries = connection.uses > 0, 0
         stream = connection.begin(outgoing, deadlines)
         try:
@@ -65,7 +66,7 @@ class Engine(httpx.AsyncBaseTransport):
                 raise
             # The pool may have been dropped, if this was the last of its connections.
             pool = self._pools.get(outgoing.origin) or self._open_pool(outgoing.origin)
-            connection = await pool.acquire(deadlines, fresh=True)
+            connection = await pool.acquire(deadlines, waits_of(request), fresh=True)
             reused, retries = False, 1
             stream = connection.begin(outgoing, deadlines)
             await stream.head()

@@ -18,9 +18,11 @@ import httpx
 import orjson
 
 from gateway.transport.deadlines import Deadlines
+from gateway.transport.engine import Engine
 from gateway.transport.errors import FirstByteTimeout, IdleTimeout
 from gateway.transport.request import Origin
 from gateway.transport.settings import TransportSettings
+from gateway.transport.waits import Waits, waits_of
 from gateway.wire import kserve
 
 _SERVICE = "/inference.GRPCInferenceService/"
@@ -50,20 +52,23 @@ def open_kserve(settings: TransportSettings) -> "KServe":
 class KServe(httpx.AsyncBaseTransport):
     """A channel for each origin, on the loop that first uses it. `grpc`: the library.
 
-    Of a request's extensions it reads `timeout` (connect, first_byte, idle); a deadline for all of it is the caller's.
+    Of a request's extensions it reads `timeout` (connect, first_byte, idle) and `waits`; a deadline for all of it is the caller's.
     """
 
     def __init__(self, grpc: Any, settings: TransportSettings) -> None:
         self._grpc = grpc
         self._settings = settings
+        self._http = Engine(TransportSettings())
         self._channels: dict[Origin, Any] = {}
         self._inputs: dict[tuple[Origin, str], dict[str, kserve.Tensor]] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send, and return when it is known whether there is an answer. Raises httpx.TransportError."""
+        if request.url.scheme == "http":  # its metrics, which are nowhere else
+            return await self._http.handle_async_request(request)
         origin, path = Origin.of(request.url), request.url.path
         deadlines = Deadlines(request.extensions)
-        channel = await self._channel(origin, deadlines)
+        channel = await self._channel(origin, deadlines, waits_of(request))
         metadata = tuple((name, request.headers[name]) for name in _CARRIED if name in request.headers)
         call = _Call(self._grpc, channel, metadata)
         try:
@@ -86,19 +91,25 @@ class KServe(httpx.AsyncBaseTransport):
         channels, self._channels = self._channels, {}
         for channel in channels.values():
             await channel.close(None)
+        await self._http.aclose()
 
-    async def _channel(self, origin: Origin, deadlines: Deadlines) -> Any:
+    async def _channel(self, origin: Origin, deadlines: Deadlines, waits: Waits) -> Any:
         """A channel with a connection."""
         channel = self._channels.get(origin)
         if channel is None:
             channel = self._channels[origin] = self._open(origin, deadlines.connect)
-        states = self._grpc.ChannelConnectivity
-        async with _within(deadlines.connect, httpx.ConnectTimeout):
-            while (state := channel.get_state(try_to_connect=True)) is not states.READY:
-                if state in (states.TRANSIENT_FAILURE, states.SHUTDOWN):
-                    raise httpx.ConnectError("no connection to the upstream")
-                await channel.wait_for_state_change(state)
+        if channel.get_state(try_to_connect=True) is not self._grpc.ChannelConnectivity.READY:
+            with waits.waiting("connect"):
+                async with _within(deadlines.connect, httpx.ConnectTimeout):
+                    await self._connected(channel)
         return channel
+
+    async def _connected(self, channel: Any) -> None:
+        states = self._grpc.ChannelConnectivity
+        while (state := channel.get_state(try_to_connect=True)) is not states.READY:
+            if state in (states.TRANSIENT_FAILURE, states.SHUTDOWN):
+                raise httpx.ConnectError("no connection to the upstream")
+            await channel.wait_for_state_change(state)
 
     def _open(self, origin: Origin, patience: float) -> Any:
         milliseconds = 20_000 if patience == inf else max(1, round(patience * 1000))

@@ -18,6 +18,7 @@ from gateway.transport.dial import Dialer
 from gateway.transport.errors import DeadlineExceeded
 from gateway.transport.request import Origin
 from gateway.transport.settings import TransportSettings
+from gateway.transport.waits import UNTOLD, Waits
 
 Turn = asyncio.Future[Connection | None]
 """What a waiter gets: an idle connection, or None for a place to dial its own in, which is then counted as dialling."""
@@ -75,7 +76,7 @@ class Pool:
             connection.close()
         return None
 
-    async def acquire(self, deadlines: Deadlines, *, fresh: bool = False) -> Connection:
+    async def acquire(self, deadlines: Deadlines, waits: Waits = UNTOLD, *, fresh: bool = False) -> Connection:
         """An idle connection, or a new one, now or in turn; `fresh`: a new one in any case.
 
         Raises httpx.PoolTimeout, ConnectTimeout, ConnectError and DeadlineExceeded.
@@ -84,28 +85,29 @@ class Pool:
         self._acquiring += 1
         try:
             while True:
-                connection = await self._next(patience, deadlines.total, fresh)
+                connection = self._free(fresh=fresh)
+                if connection is None and self._full:
+                    with waits.waiting("pool"):
+                        connection = await self._turn(patience, deadlines.total)
+                elif connection is None:
+                    self._dialling += 1
                 if connection is None:
-                    return await self._dial(deadlines)
+                    with waits.waiting("connect"):
+                        return await self._dial(deadlines)
                 if connection.usable and not fresh:
                     return connection
                 connection.close()
         finally:
             self._acquiring -= 1
 
-    async def _next(self, patience: float, total: float, fresh: bool) -> Connection | None:
-        """A connection that has been used before, or None where a place for a new one is counted as dialling."""
+    def _free(self, *, fresh: bool) -> Connection | None:
+        """A connection that has been used before; where there is none an idle one makes room for a new one."""
         if self._closed:
             raise RuntimeError("the engine is closed")
         connection = None if fresh else self.take()
-        if connection is not None:
-            return connection
-        if self._full and self._idle:
+        if connection is None and self._full and self._idle:
             next(iter(self._idle)).close()
-        if self._full:
-            return await self._turn(patience, total)
-        self._dialling += 1
-        return None
+        return connection
 
     @property
     def _full(self) -> bool:

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from gateway.call import Exchange, Try, Usage
+from gateway.call import Exchange, Try, Usage, Wait, Waited
 from gateway.observe.log import Fold, Format, Level, LineWriter, configure
 from gateway.observe.metrics import Metrics
 from gateway.observe.upstreams import EngineReading, ReplicaReading, UpstreamReading
@@ -21,7 +21,7 @@ from gateway.observe.upstreams import EngineReading, ReplicaReading, UpstreamRea
 VLLM = UpstreamReading(
     "vllm",
     [
-        ReplicaReading("vllm-0:8000", "available", 2, EngineReading(3, 1, 0.5)),
+        ReplicaReading("vllm-0:8000", "available", 2, EngineReading(3, 1, 0.5, 4), 0.25),
         ReplicaReading("vllm-1:8000", "ejected", 0),
     ],
     queued=3,
@@ -99,6 +99,7 @@ def exchange(**changes: Any) -> Exchange:
         "relayed_at": 10.202,
         "content_at": 10.3,
         "last_event_at": 11.28,
+        "longest_gap": 0.125,
         "ended_at": 11.3,
         "upstream_seconds": 0.2,
         "usage": Usage(100, 50, 40, 20),
@@ -135,4 +136,6 @@ def used() -> Metrics:
     made.finish(exchange(tries=(FAILED,), gave_up="budget", outcome="failed", end_reason="upstream_reset"))
     made.finish(refused(upstream="vllm", status=503, outcome="overloaded", end_reason="overloaded"))
     made.refused(431)
+    made.finish(exchange(waits=tuple(Wait(what, "vllm", 0.5) for what in get_args(Waited))))
+    made.loop_lag.observe((), 0.001)
     return made

@@ -11,9 +11,10 @@ from prometheus_client import generate_latest
 from prometheus_client.samples import Sample
 
 from gateway.app import Gateway, create_gateway
-from gateway.call import Try, Usage
+from gateway.call import Try, Usage, Wait
 from gateway.config import Settings
 from gateway.observe.metrics import PHASES, Metrics
+from tests.observe.pages import read
 from tests.observe.samples import FAILED, OPENAI, SERVED, VLLM, exchange, logging_to, metrics, refused, used
 
 # Section 4 of the interface, but for what later parts bring.
@@ -23,7 +24,15 @@ FAMILIES: dict[str, tuple[str, set[str]]] = {
     "gateway_time_to_first_token_seconds": ("histogram", {"model", "upstream"}),
     "gateway_time_per_output_token_seconds": ("histogram", {"model", "upstream"}),
     "gateway_overhead_seconds": ("histogram", {"stream"}),
-    "gateway_tokens_total": ("counter", {"model", "upstream", "type"}),
+    "gateway_prefill_seconds": ("histogram", {"model", "upstream"}),
+    "gateway_stream_gap_seconds": ("histogram", {"model", "upstream"}),
+    "gateway_queue_wait_seconds": ("histogram", {"upstream"}),
+    "gateway_pool_wait_seconds": ("histogram", {"upstream"}),
+    "gateway_connect_seconds": ("histogram", {"upstream"}),
+    "gateway_prompt_tokens": ("histogram", {"model", "upstream"}),
+    "gateway_completion_tokens": ("histogram", {"model", "upstream"}),
+    "gateway_event_loop_lag_seconds": ("histogram", set()),
+    "gateway_tokens_total": ("counter", {"model", "upstream", "type", "source"}),
     "gateway_upstream_attempts_total": ("counter", {"upstream", "replica", "outcome"}),
     "gateway_retries_total": ("counter", {"upstream", "reason"}),
     "gateway_retries_refused_total": ("counter", {"upstream", "reason"}),
@@ -35,6 +44,9 @@ FAMILIES: dict[str, tuple[str, set[str]]] = {
     "gateway_upstream_retry_budget": ("gauge", {"upstream"}),
     "gateway_upstream_panic": ("gauge", {"upstream"}),
     "gateway_upstream_key_refused": ("gauge", {"upstream"}),
+    "gateway_upstream_out_of_quota": ("gauge", {"upstream"}),
+    "gateway_upstream_latency_seconds": ("gauge", {"upstream", "replica"}),
+    "gateway_upstream_engine_batch_size": ("gauge", {"upstream", "replica"}),
     "gateway_upstream_engine_running": ("gauge", {"upstream", "replica"}),
     "gateway_upstream_engine_waiting": ("gauge", {"upstream", "replica"}),
     "gateway_upstream_engine_kv_usage": ("gauge", {"upstream", "replica"}),
@@ -44,6 +56,12 @@ FAMILIES: dict[str, tuple[str, set[str]]] = {
     "gateway_build_info": ("gauge", {"version"}),
     "gateway_refused_heads_total": ("counter", {"status"}),
     "gateway_log_lines_dropped": ("gauge", set()),
+    "process_cpu_seconds_total": ("counter", set()),
+    "process_open_fds": ("gauge", set()),
+    "process_max_fds": ("gauge", set()),
+    "process_resident_memory_bytes": ("gauge", set()),
+    "process_virtual_memory_bytes": ("gauge", set()),
+    "process_start_time_seconds": ("gauge", set()),
 }
 
 
@@ -103,8 +121,14 @@ def test_a_stream_is_counted_exactly() -> None:
     assert value(made, "gateway_time_per_output_token_seconds_sum", **where) == pytest.approx(0.04)
     assert value(made, "gateway_time_per_output_token_seconds_count", **where) == 2
     assert value(made, "gateway_overhead_seconds_sum", stream="true") == pytest.approx(0.004)
+    assert value(made, "gateway_prefill_seconds_sum", **where) == pytest.approx(2 * (10.3 - 10.001))
+    assert value(made, "gateway_stream_gap_seconds_sum", **where) == 0.25
+    assert value(made, "gateway_prompt_tokens_sum", **where) == 200
+    assert value(made, "gateway_prompt_tokens_bucket", **where, le="64.0") == 0
+    assert value(made, "gateway_prompt_tokens_bucket", **where, le="256.0") == 2
+    assert value(made, "gateway_completion_tokens_sum", **where) == 100
     tokens = {
-        type_: value(made, "gateway_tokens_total", **where, type=type_)
+        type_: value(made, "gateway_tokens_total", **where, type=type_, source="reported")
         for type_ in ("input", "output", "cached", "reasoning")
     }
     assert tokens == {"input": 200, "output": 100, "cached": 80, "reasoning": 40}
@@ -119,7 +143,65 @@ def test_a_plain_reply_has_no_token_times_and_no_end_of_a_stream() -> None:
     assert value(made, "gateway_requests_total", **where, status="200", outcome="served", stream="false") == 1
     assert value(made, "gateway_overhead_seconds_count", stream="false") == 1
     assert samples(made, "gateway_time") == []
-    assert samples(made, "gateway_stream_ends") == []
+    assert samples(made, "gateway_stream_ends") == samples(made, "gateway_stream_gap") == []
+    assert samples(made, "gateway_prefill") == []
+
+
+def test_a_stream_made_of_a_whole_reply_has_a_first_token_and_says_nothing_of_the_engines_pace() -> None:
+    made = metrics()
+    made.finish(exchange(last_event_at=None, events=0))
+    where = {"model": "chat", "upstream": "vllm"}
+    assert value(made, "gateway_time_to_first_token_seconds_sum", **where) == pytest.approx(0.3)
+    assert value(made, "gateway_stream_ends_total", **where, reason="done") == 1
+    for family in ("prefill", "stream_gap", "time_per_output_token"):
+        assert samples(made, f"gateway_{family}") == []
+
+
+def test_guessed_tokens_are_told_from_those_that_were_reported() -> None:
+    made = metrics()
+    made.finish(exchange())
+    made.finish(exchange(usage=Usage(7, 3), estimated=True))
+    where = {"model": "chat", "upstream": "vllm"}
+    assert counted(made, "tokens_total") == {
+        ("chat", "vllm", "input", "reported"): 100,
+        ("chat", "vllm", "output", "reported"): 50,
+        ("chat", "vllm", "cached", "reported"): 40,
+        ("chat", "vllm", "reasoning", "reported"): 20,
+        ("chat", "vllm", "input", "estimated"): 7,
+        ("chat", "vllm", "output", "estimated"): 3,
+    }
+    assert value(made, "gateway_prompt_tokens_sum", **where) == 107
+
+
+def test_embeddings_have_a_prompt_and_no_answer() -> None:
+    made = metrics()
+    made.finish(exchange(kind="embeddings", stream=False, phase="upstream", usage=Usage(100, 0)))
+    assert value(made, "gateway_prompt_tokens_count", model="chat", upstream="vllm") == 1
+    assert samples(made, "gateway_completion_tokens") == []
+
+
+def test_what_was_waited_for_is_counted_where_it_was_even_if_nothing_came_of_it() -> None:
+    made = metrics(VLLM, OPENAI)
+    waits = (Wait("queue", "vllm", 1.0), Wait("pool", "openai", 0.25), Wait("connect", "openai", 0.125))
+    made.finish(exchange(waits=waits))
+    made.finish(refused(upstream="vllm", status=503, end_reason="overloaded", waits=waits[:1]))
+    assert value(made, "gateway_queue_wait_seconds_sum", upstream="vllm") == 2.0
+    assert value(made, "gateway_pool_wait_seconds_sum", upstream="openai") == 0.25
+    assert value(made, "gateway_connect_seconds_sum", upstream="openai") == 0.125
+    assert {sample.labels["upstream"] for sample in samples(made, "gateway_pool_wait")} == {"openai"}
+
+
+async def test_the_page_says_what_the_registry_says() -> None:
+    made = used()
+    registry = [one for one in read(page(made)) if not one[0].startswith("process_")]
+    served = [one for one in read((await made.page()).decode()) if not one[0].startswith("process_")]
+    assert sorted(served, key=str) == sorted(registry, key=str)
+
+
+@pytest.mark.parametrize("name", ["request_duration", "time_to_first_token", "prefill"])
+def test_what_takes_ten_minutes_is_still_told_from_what_takes_longer(name: str) -> None:
+    bounds = {sample.labels["le"] for sample in samples(used(), f"gateway_{name}_seconds_bucket")}
+    assert {"0.01", "1.0", "60.0", "600.0", "+Inf"} <= bounds
 
 
 def test_a_single_token_has_no_time_per_token() -> None:

@@ -18,6 +18,9 @@ FAMILIES = {
     "gateway_upstream_retry_budget": {"upstream"},
     "gateway_upstream_panic": {"upstream"},
     "gateway_upstream_key_refused": {"upstream"},
+    "gateway_upstream_out_of_quota": {"upstream"},
+    "gateway_upstream_latency_seconds": {"upstream", "replica"},
+    "gateway_upstream_engine_batch_size": {"upstream", "replica"},
     "gateway_upstream_engine_running": {"upstream", "replica"},
     "gateway_upstream_engine_waiting": {"upstream", "replica"},
     "gateway_upstream_engine_kv_usage": {"upstream", "replica"},
@@ -26,7 +29,7 @@ FAMILIES = {
 VLLM = UpstreamReading(
     "vllm",
     [
-        ReplicaReading("vllm-0:8000", "available", 3, EngineReading(4, 1, 0.5)),
+        ReplicaReading("vllm-0:8000", "available", 3, EngineReading(4, 1, 0.5), 0.25),
         ReplicaReading("vllm-1:8000", "ejected", 0),
     ],
     queued=7,
@@ -35,7 +38,7 @@ VLLM = UpstreamReading(
     key_refused=False,
 )
 OPENAI = UpstreamReading(
-    "openai", [ReplicaReading("api.openai.com", "cooling", 1)], queued=0, budget=0.0, panics=False, key_refused=True
+    "openai", [ReplicaReading("api.openai.com", "cooling", 1)], 0, budget=0.0, panics=False, key_refused=True, dry=True
 )
 
 
@@ -79,7 +82,10 @@ def test_every_family_is_announced_whatever_there_is(readings: Iterable[Upstream
 
 
 def test_labels_are_those_that_are_promised() -> None:
-    for family in families([VLLM, OPENAI]):
+    triton = UpstreamReading(
+        "t", [ReplicaReading("t:1", "available", 0, EngineReading(None, 0, None, 8))], 0, 0, False, False
+    )
+    for family in families([VLLM, OPENAI, triton]):
         assert {frozenset(sample.labels) for sample in family.samples} == {frozenset(FAMILIES[family.name])}
 
 
@@ -94,6 +100,19 @@ def test_each_upstream_has_its_own_figures() -> None:
         ("vllm", "vllm-1:8000"): 0,
         ("openai", "api.openai.com"): 1,
     }
+
+
+def test_what_only_some_know_is_told_of_those_alone() -> None:
+    triton = UpstreamReading(
+        "t", [ReplicaReading("t:8000", "available", 0, EngineReading(None, 6, None, 8))], 0, 0, False, False
+    )
+    scraped = Scraped(VLLM, OPENAI, triton)
+    assert scraped["out_of_quota"] == {("vllm",): 0, ("openai",): 1, ("t",): 0}
+    assert scraped["latency_seconds"][("vllm", "vllm-0:8000")] == 0.25
+    assert scraped["engine_running"] == {("vllm", "vllm-0:8000"): 4}
+    assert scraped["engine_waiting"] == {("vllm", "vllm-0:8000"): 1, ("t", "t:8000"): 6}
+    assert scraped["engine_kv_usage"] == {("vllm", "vllm-0:8000"): 0.5}
+    assert scraped["engine_batch_size"] == {("t", "t:8000"): 8}
 
 
 @pytest.mark.parametrize("state", list(Standing))

@@ -234,12 +234,14 @@ async def staged_many(
     """Serve, with an upstream of each name that has a replica for each script, followed on every connection.
 
     Where the script is None nobody listens. `sections` go into the settings; what `upstreams` holds is added to what is
-    known of the one of that name. Model `m` has all upstreams as targets; by `chance` the first one comes first.
+    known of the one of that name; with `ends` each replica's URL is several, with one of these at its end. Model `m` has all upstreams as targets; by `chance` the first one comes first.
     """
     async with contextlib.AsyncExitStack() as stack:
         replicas = {name: [await _enter(stack, script) for script in ones] for name, ones in scripts.items()}
         more = sections.pop("upstreams", {})
         upstreams = {name: _upstream([url for _, url in ones]) | more.get(name, {}) for name, ones in replicas.items()}
+        for upstream in upstreams.values():
+            upstream["urls"] = [f"{url}{end}" for end in upstream.pop("ends", [""]) for url in upstream["urls"]]
         document = {
             "auth": {"keys": [{"name": "caller", "key": KEY}]},
             "upstreams": upstreams,

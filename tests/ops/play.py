@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -80,7 +81,7 @@ models:
   triton: {{targets: [{{upstream: triton}}]}}
 """
 CRAMPED_CONFIG = """\
-server: {{host: 127.0.0.1, port: {port}, admin_port: {admin_port}, drain_seconds: 1}}
+server: {{host: 127.0.0.1, port: {port}, admin_port: {admin_port}, drain_seconds: 1, limits: {{head_seconds: 300}}}}
 auth: {{required: false}}
 upstreams: {{steady: {{kind: openai, urls: {steady}}}}}
 models: {{steady: {{targets: [{{upstream: steady}}]}}}}
@@ -173,7 +174,7 @@ async def _act(folder: Path, stack: contextlib.ExitStack) -> Run:
         config.write_text(CONFIG.format(**{**urls, "triton": [triton.url]}, triton_port=triton.port), encoding="utf-8")
         gateway = await _started(inner, Pausable(config))
         cramped = await _started(inner, Cramped(folder, urls["steady"]))
-        await _listening(cramped.admin_port)
+        await _until(lambda: _listens(cramped.admin_port), 10)
         admin = gateway.admin_url.removeprefix("http://")
         jobs = {GATEWAY: admin, CRAMPED: f"127.0.0.1:{cramped.admin_port}"}
         prometheus = Prometheus(folder, jobs)
@@ -186,7 +187,7 @@ async def _act(folder: Path, stack: contextlib.ExitStack) -> Run:
             await _trouble(run, engines, gateway, cramped)
             await _mended(run)
         await asyncio.to_thread(cramped.stop)
-        run.seen["gone"] = await _firing(prometheus, lambda firing: firing - REMEMBERED >= GONE, 30)
+        run.seen["gone"] = await _firing(prometheus, lambda firing: firing >= GONE, 30)
         run.ended = time.time()
         return run
 
@@ -222,8 +223,8 @@ async def _mended(run: Run) -> None:
 
 async def _pauses(gateway: Pausable) -> None:
     while True:
-        await gateway.pause(0.4)
-        await asyncio.sleep(1.6)
+        await gateway.pause(0.7)  # longer than from one look at the loop's lag to the next
+        await asyncio.sleep(1.4)
 
 
 # Whoever calls
@@ -246,24 +247,29 @@ async def _calls(port: int, model: str, rate: float) -> None:
     async with asyncio.TaskGroup() as group:
         for number in itertools.count():
             stream = model in STREAMS or (model == "steady" and number % 2 == 0)
-            group.create_task(_call(port, request(orjson.dumps(chat(model=model, stream=stream)))))
+            group.create_task(_call(port, _asking(model, stream=stream)))
             await asyncio.sleep(1 / rate)
 
 
-async def _call(port: int, asked: bytes, *, stay: bool = True) -> None:
-    with contextlib.suppress(OSError, EOFError, TimeoutError):
-        async with await Caller.connect(port) as caller:
-            await caller.send(asked)
-            if stay:
-                await caller.response()
-            else:
-                await caller.read_until(b"word")
+async def _call(port: int, asked: bytes, *, until: bytes = b"") -> None:
+    """One call on a connection of its own, to its end, or `until` something has come."""
+    with contextlib.suppress(OSError, EOFError):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(asked)
+            await (reader.readuntil(until) if until else reader.read())
+        finally:
+            writer.close()
+
+
+def _asking(model: str, *, stream: bool) -> bytes:
+    return request(orjson.dumps(chat(model=model, stream=stream)), connection="close")
 
 
 async def _wrong(port: int) -> None:
     while True:
-        await _call(port, request(orjson.dumps(chat(model="nobodys"))))
-        await _call(port, request(orjson.dumps(chat(model="steady", stream=True))), stay=False)
+        await _call(port, _asking("nobodys", stream=False))
+        await _call(port, _asking("steady", stream=True), until=b"word")
         await _call(port, b"GET / HTTP/1.1\r\nx: " + b"x" * 100_000 + b"\r\n\r\n")
         await asyncio.sleep(0.5)
 
@@ -299,10 +305,7 @@ async def _started(stack: contextlib.AsyncExitStack, process: P) -> P:
     return process
 
 
-async def _listening(port: int) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            with contextlib.suppress(OSError):
-                async with await Caller.connect(port):
-                    return
-            await asyncio.sleep(0.05)
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False

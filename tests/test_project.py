@@ -138,13 +138,14 @@ def _targets() -> list[str]:
 
 def test_ci_runs_make_targets_that_exist_and_nothing_else() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert _targets() == ["check", "test", "test-clients", "test-engines"]
+    assert _targets() == ["check", "test", "test-clients", "test-engines", "test-ops"]
     assert [target for target in _targets() if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
     assert os.access(RUN, os.X_OK)
 
 
 @pytest.mark.parametrize(
-    ("failing", "ran"), [("none", 4), ("check", 1), ("test", 2), ("test-clients", 3), ("test-engines", 4)]
+    ("failing", "ran"),
+    [("none", 5), ("check", 1), ("test", 2), ("test-clients", 3), ("test-engines", 4), ("test-ops", 5)],
 )
 def test_ci_fails_with_the_first_target_that_fails(tmp_path: Path, failing: str, ran: int) -> None:
     make = tmp_path / "make"

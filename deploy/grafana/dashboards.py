@@ -90,9 +90,9 @@ OVERVIEW = Dashboard(
                 Panel(
                     "Error budget left",
                     "percentunit",
-                    "The worst model's budget of the last 30 days; if it nears 0, put safety before changes. Empty: load the recording rules.",
+                    "The worst model's budget of the last 30 days; if it nears 0, put safety before changes (-100 % stands for all below). Empty: load the recording rules.",
                     {
-                        "left": f"min(1 - gateway:request_failures:ratio_rate30d{{{MODEL}}} / on () group_left () gateway:slo_error_budget:ratio)"
+                        "left": f"clamp_min(min(1 - gateway:request_failures:ratio_rate30d{{{MODEL}}} / on () group_left () gateway:slo_error_budget:ratio), -1)"
                     },
                     kind="stat",
                     width=4,

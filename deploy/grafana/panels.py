@@ -171,7 +171,7 @@ def _row(row: Row, number: int, top: int) -> dict[str, Any]:
 
 def _panel(panel: Panel, number: int, at: dict[str, int]) -> dict[str, Any]:
     defaults: dict[str, Any] = {"unit": panel.unit, **_FIELDS[panel.kind]}
-    if panel.kind != "heatmap":
+    if panel.kind == "timeseries":
         defaults["min"] = 0
     if panel.top is not None:
         defaults["max"] = panel.top

@@ -63,7 +63,7 @@ def _place(figure: Any, panel: Any, lines: int, run: Run) -> None:
     if panel["type"] == "table":
         _table(card, found, run.drawn_at)
         return
-    inner = (left + 0.035, bottom + 2.0 / lines, width - 0.045, height - 3.6 / lines)
+    inner = (left + 0.045, bottom + 2.3 / lines, width - 0.055, height - 3.8 / lines)
     axes = figure.add_axes(inner, facecolor=_CARD)
     if panel["type"] == "heatmap":
         _heatmap(axes, found, unit)
@@ -98,7 +98,7 @@ def _timeseries(axes: Any, found: dict[str, Series], defaults: Any) -> None:
     axes.grid(visible=True, axis="y", color="#eceeef", linewidth=0.6)
     handles, labels = axes.get_legend_handles_labels()
     options = {"fontsize": 5.5, "frameon": False, "ncols": 2, "labelcolor": _INK, "borderaxespad": 0.0}
-    axes.legend(handles[:_MOST], labels[:_MOST], loc="upper left", bbox_to_anchor=(-0.05, -0.17), **options)
+    axes.legend(handles[:_MOST], labels[:_MOST], loc="upper left", bbox_to_anchor=(-0.1, -0.13), **options)
 
 
 def _stack(axes: Any, largest: list[tuple[str, Series]]) -> None:

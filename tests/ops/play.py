@@ -62,11 +62,18 @@ upstreams:
   failing: {{kind: openai, urls: {failing}, retry: {{reserve: 2}}}}
   keyless: {{kind: openai, urls: {keyless}, api_key: sk-that-is-refused}}
   dry: {{kind: openai, urls: {dry}, api_key: sk-of-a-dry-account}}
-  narrow: {{kind: openai, urls: {narrow}, concurrency: {{limit: 1, queue: 2, wait: 0.3}}}}
+  narrow: {{kind: openai, urls: {narrow}, concurrency: {{limit: 1, queue: 4}}}}
   cutting: {{kind: openai, urls: {cutting}, breaker: {{failures: 100000, served: 0}}}}
   slow: {{kind: openai, urls: {slow}}}
   uneven: {{kind: openai, urls: {uneven}, balance: round_robin}}
-  pooled: {{kind: vllm, urls: {pooled}, transport: {{max_connections: 1}}, health: {{interval: 1}}, load: {{enabled: false}}}}
+  pooled:
+    kind: vllm
+    urls: {pooled}
+    transport: {{max_connections: 1}}
+    health: {{interval: 1}}
+    load: {{enabled: false}}
+    concurrency: {{wait: 30}}
+    timeouts: {{pool: 30}}
   triton: {{kind: triton, url: {triton[0]}, load: {{port: {triton_port}, interval: 0.5}}}}
 models:
   steady: {{targets: [{{upstream: steady}}], fallbacks: [slow]}}
@@ -195,7 +202,8 @@ async def _act(folder: Path, stack: contextlib.ExitStack) -> Run:
 async def _calm(run: Run) -> None:
     """Nothing is wrong, but that some callers are, and some leave."""
     await asyncio.sleep(15)
-    run.seen["calm"] = await _firing(run.prometheus)
+    fired = await asyncio.to_thread(run.prometheus.over, 'ALERTS{alertstate="firing"}', run.began, time.time())
+    run.seen["calm"] = frozenset((one.labels["alertname"], _of(one.labels)) for one in fired)
 
 
 async def _trouble(run: Run, engines: Mapping[str, list[Engine]], gateway: Pausable, cramped: Cramped) -> None:

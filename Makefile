@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PORT   ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clients test-engines test-vllm test-live test-storms test-failover test-timed bench check format lock clean
+.PHONY: help run test test-clients test-engines test-ops test-vllm test-live test-storms test-failover test-timed bench check format dashboards pictures lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -55,6 +55,29 @@ $(VENV)-vllm/.ready: requirements/vllm.txt tests/vllm/shim/pyproject.toml
 test-live: $(VENV)/.ready ## the real APIs of OpenAI and DashScope, with OPENAI_API_KEY or DASHSCOPE_API_KEY (less than a cent each)
 	$(BIN)/python -m pytest -m live -rs tests/live
 
+test-ops: $(VENV)-ops/.ready .prometheus/.ready ## dashboards, rules and alerts on a real Prometheus that scrapes a gateway in trouble
+	$(OPS)
+
+pictures: $(VENV)-ops/.ready .prometheus/.ready ## the same, and draw the dashboards that docs show
+	$(OPS) --pictures docs/images
+	cd docs/images && rm models.png streams.png
+
+OPS = PATH="$(CURDIR)/.prometheus/usr/bin:$$PATH" $(VENV)-ops/bin/python -m pytest -m ops tests/ops
+
+$(VENV)-ops/.ready: requirements/ops.txt pyproject.toml
+	$(call environment,$(VENV)-ops,requirements/ops.txt)
+
+# Prometheus and promtool as Debian packages them, unpacked here and not installed: no service is started, and nobody must be
+# root where apt has its lists. Elsewhere they must be on the PATH.
+.prometheus/.ready:
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@if command -v apt-get > /dev/null; then cd $(@D) \
+	  && { apt-get -qq download prometheus || { apt-get -qq update && apt-get -qq download prometheus; }; } \
+	  && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb; fi || true
+	@PATH="$(CURDIR)/$(@D)/usr/bin:$$PATH" && for program in prometheus promtool; do command -v $$program || { \
+	  echo "$$program is missing: apt-get could not fetch Debian's package prometheus, so install Prometheus (2.42 or later), with promtool, and put both on the PATH" >&2; exit 1; }; done
+	@touch $@
+
 test-storms: $(VENV)/.ready ## cancellations by the hundred thousand: no slot, descriptor or task may leak (minutes)
 	$(BIN)/python -m pytest -m storms tests
 
@@ -84,6 +107,9 @@ format: $(VENV)/.ready ## let ruff tidy the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+dashboards: ## write the JSON of the dashboards from deploy/grafana/dashboards.py
+	$(PYTHON) -m deploy.grafana
+
 LOCK = $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 lock: ## write the lock files anew
@@ -96,8 +122,9 @@ lock: ## write the lock files anew
 	$(LOCK) requirements/clients.in -o requirements/clients.txt
 	$(LOCK) requirements/engines.in -o requirements/engines.txt
 	$(LOCK) requirements/vllm.in --override requirements/vllm.override -o requirements/vllm.txt
+	$(LOCK) requirements/ops.in -o requirements/ops.txt
 	$(LOCK) requirements/build.in -o requirements/build.txt
 	$(LOCK) requirements/lock.in -o requirements/lock.txt
 
 clean: ## remove what the targets made
-	rm -rf .venv* tests/clients/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .bench
+	rm -rf .venv* .prometheus tests/clients/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .bench

@@ -1,0 +1,1 @@
+"""What stands around a running gateway: configs, dashboards, rules. Nothing here is part of the gateway."""

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PORT   ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clients test-engines test-ops test-storms test-failover bench check format dashboards pictures lock clean
+.PHONY: help run test test-clients test-engines test-ops test-storms test-failover test-timed bench check format dashboards pictures lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ test-storms: $(VENV)/.ready ## cancellations by the hundred thousand: no slot, d
 
 test-failover: $(VENV)/.ready ## replicas killed, stalled, slow and wrong under load: nobody may notice (minutes)
 	$(BIN)/python -m pytest -m failover tests/failover
+
+test-timed: $(VENV)/.ready ## what must be quick: a scrape of a full page (the machine should have nothing else to do)
+	$(BIN)/python -m pytest -m timed -s tests
 
 bench: $(VENV)-bench/.ready $(if $(BENCH_LITELLM),$(VENV)-bench-litellm/.ready) ## CPU per request and chunk beside Envoy and a Rust router (BENCH_LITELLM=1: and LiteLLM)
 	$(VENV)-bench/bin/python -m bench $(BENCH_OPTIONS)

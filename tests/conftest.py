@@ -7,6 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.support.secrets import (  # noqa: F401  # what is in this module's names is in force
+    no_secret_is_told,
+    pytest_runtest_makereport,
+    secrets_are_watched,
+)
+
 settings.register_profile("suite", max_examples=50)  # a test that needs more says so
 settings.load_profile("suite")
 

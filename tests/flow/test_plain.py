@@ -98,7 +98,7 @@ async def test_one_line_and_one_set_of_series_tell_of_the_call() -> None:
         assert (line["key"], line["upstream"], line["attempts"], line["status"]) == ("caller", "up", 1, 200)
         assert (line["input_tokens"], line["output_tokens"], line["usage_estimated"]) == (7, 3, False)
         assert (line["outcome"], line["end_reason"], line["stream"]) == ("served", "done", False)
-        assert line["prompt_chars"] == len("Say something.")
+        assert line["prompt_chars"] == len("planted-prompt")
         labels = {"model": "m", "upstream": "up"}
         assert stage.sample("gateway_requests_total", status="200", outcome="served", stream="false", **labels) == 1
         assert stage.sample("gateway_request_duration_seconds_count", stream="false", **labels) == 1

@@ -1,21 +1,15 @@
 """The series: all announced, none that a caller could make more of, and exact."""
 
-import random
 import re
-from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.samples import Sample
 
-from gateway.app import Gateway, create_gateway
 from gateway.call import Try, Usage, Wait
-from gateway.config import Settings
 from gateway.observe.metrics import PHASES, Metrics
 from tests.observe.pages import read
-from tests.observe.samples import FAILED, OPENAI, SERVED, VLLM, exchange, logging_to, metrics, refused, used
+from tests.observe.samples import FAILED, OPENAI, SERVED, VLLM, exchange, metrics, refused, used
 
 # Section 4 of the interface, but for what later parts bring.
 FAMILIES: dict[str, tuple[str, set[str]]] = {
@@ -322,46 +316,3 @@ def test_two_gateways_in_one_process_do_not_count_each_others_calls() -> None:
     one, other = metrics(), metrics()
     one.finish(exchange())
     assert samples(other, "gateway_requests") == []
-
-
-# What callers make up.
-
-
-def answer(request: httpx.Request) -> httpx.Response:
-    return httpx.Response(404, json={"error": {"message": "no", "code": f"code-{random.random()}", "type": "x"}})
-
-
-async def ask(gateway: Gateway, body: bytes) -> int:
-    statuses: list[int] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body}
-
-    async def send(message: Any) -> None:
-        statuses.extend([message["status"]] if "status" in message else [])
-
-    headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
-    await gateway.api(scope, receive, send)
-    return statuses[0]
-
-
-async def test_ten_thousand_made_up_models_leave_the_number_of_series_as_it_is(tmp_path: Path) -> None:
-    settings = Settings.model_validate(
-        {
-            "auth": {"required": False},
-            "upstreams": {"up": {"kind": "openai", "url": "http://up:8000/v1"}},
-            "models": {"known": {"targets": [{"upstream": "up"}]}, "gpt-*": {"targets": [{"upstream": "up"}]}},
-        }
-    )
-    rng = random.Random(1)
-    with logging_to(tmp_path / "log") as log:
-        gateway = create_gateway(settings, logger=log.logger, transport=httpx.MockTransport(answer))
-        for name in ("gpt-first", "first"):
-            assert await ask(gateway, b'{"model":"%s"}' % name.encode()) == 404
-        before = len(samples(gateway.metrics))
-        for number in range(10_000):
-            name = f"{'gpt-' if number % 4 == 0 else ''}{rng.random()}"
-            await ask(gateway, b'{"model":"%s","messages":[]}' % name.encode())
-        assert len(samples(gateway.metrics)) == before
-        assert {sample.labels.get("model", "gpt-*") for sample in samples(gateway.metrics)} == {"gpt-*", "unknown"}

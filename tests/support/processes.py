@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from tests.support.secrets import watch
+
 PATIENCE = 10.0  # seconds; far more than anything here takes
 REAL = Path(__file__).parent.parent / "real"
 
@@ -56,6 +58,7 @@ class Lines:
     def _read(self, stream: IO[bytes]) -> None:
         with stream:
             for line in stream:
+                watch.see("a process", line)
                 with self._changed:
                     self._lines.append(line.decode("utf-8", "backslashreplace").rstrip("\n"))
                     self._changed.notify_all()

@@ -24,10 +24,11 @@ from gateway.config import Settings
 from gateway.transport import Engine
 from tests.support.client import Caller, Response, rounds
 from tests.support.clock import VirtualLoop
+from tests.support.secrets import SECRETS, watch
 from tests.support.upstream import Action, Peer, Script, ScriptedUpstream, forever, read, reply, send
 
-KEY = "sk-caller-0123456789"
-UPSTREAM_KEY = "sk-upstream-9876543210"
+KEY = SECRETS["caller_key"]
+UPSTREAM_KEY = SECRETS["upstream_key"]
 
 
 class Records:
@@ -40,6 +41,7 @@ class Records:
         )
 
     def info(self, **event: Any) -> None:
+        watch.see("log", event)
         self.lines.append(event.pop("fields", {}) | event)
 
     warning = error = info
@@ -190,7 +192,7 @@ def request(body: Mapping[str, Any] | bytes, path: str = "/v1/chat/completions",
 
 def chat(**members: Any) -> dict[str, Any]:
     """A chat request's members."""
-    return {"model": "m", "messages": [{"role": "user", "content": "Say something."}], **members}
+    return {"model": "m", "messages": [{"role": "user", "content": "planted-prompt"}], **members}
 
 
 def settings(url: str, **sections: Any) -> Settings:
@@ -257,6 +259,7 @@ async def staged_many(
             with capture_logs() as cast.events:
                 yield cast
         finally:
+            watch.see("log", cast.events)
             await _leave(cast)
 
 
@@ -305,6 +308,7 @@ async def _leave(stage: Stage) -> None:
     await stage.settled()
     await stage.gateway.fleet.aclose()
     await rounds(3)
+    await stage.gateway.metrics.page()  # which is looked at for secrets
     assert not stage.gateway.api.open
     upstreams = stage.gateway.fleet.upstreams.values()
     assert all(replica.inflight == 0 for upstream in upstreams for replica in upstream.replicas)

@@ -132,7 +132,12 @@ class Expected:
             "input_tokens": None,
             "output_tokens": None,
             "usage_estimated": False,
+            "replica": "" if last is None else last.replica,
+            "upstream_ms": 0.0,
+            "overhead_ms": None,
         }
+        if plan.shed or plan.fault in ("model", "json"):  # it was read, and answered
+            line["overhead_ms"] = sum(seconds for _, seconds in plan.waits) * 1000
         if last is not None:
             self._tried(plan, done, last, verdict, line, where)
         self.lines[plan.request_id] = line
@@ -155,11 +160,14 @@ class Expected:
             why = {"poor": "budget", "locked": "nowhere"}.get(last.upstream, "attempts")
             self.count("retries_refused", upstream=last.upstream, reason=why)
         begun = plan.stream and verdict.status == 200
+        queued = sum(seconds for what, seconds in plan.waits if what == "queue")
         if verdict.status != 499:
-            waited = sum(seconds for what, seconds in plan.waits if what == "queue")
-            self.observe("overhead_seconds", waited, stream=stream)
+            self.observe("overhead_seconds", queued, stream=stream)
+            line["overhead_ms"] = queued * 1000
         events = [(at, content) for at, content in last.events if at <= verdict.ended_at]
         self._tokens(plan, last, verdict, len(events) if begun else 0, line, where)
+        until = next(at for at, content in events if content) if begun else verdict.ended_at
+        line["upstream_ms"] = (until - plan.start - queued) * 1000
         if begun:
             self._stream(plan, last, verdict, events, line, where)
 

@@ -162,7 +162,7 @@ OVERVIEW = Dashboard(
                 Panel(
                     "The gateway adds",
                     "s",
-                    "Time that is the gateway's own; if p95 passes 25 ms, look at Event loop lag and CPU below, and run more replicas.",
+                    "The gateway's own time, queues included; if p95 passes 25 ms, look at Waiting for a place, then at Event loop lag and CPU, and run more replicas.",
                     quantiles("gateway_overhead_seconds", ALL),
                 ),
             ),

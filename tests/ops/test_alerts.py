@@ -80,3 +80,28 @@ def test_no_rule_has_failed(run: Run) -> None:
     assert len(rules) == len(EVERY)
     assert [rule["lastError"] for rule in rules if rule.get("lastError")] == []
     assert not [line for line in run.prometheus.err if "level=error" in line or "level=warn" in line]
+
+
+def test_the_documented_config_of_prometheus_is_one_that_it_takes(tmp_path: Path) -> None:
+    page = (HERE.parent.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+    (config,) = re.findall(r"^```yaml\n(global: .*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(config, encoding="utf-8")
+    for rules in RULES:
+        (tmp_path / rules.name).write_text(rules.read_text(encoding="utf-8"), encoding="utf-8")
+    told = subprocess.run(
+        [program("promtool"), "check", "config", tmp_path / "prometheus.yml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+def test_the_documented_command_makes_links_of_paths() -> None:
+    page = (HERE.parent.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"`(sed '.*?')`", page)
+    alerts = RULES[1]
+    made = subprocess.run(["sh", "-c", f"{command} {alerts}"], capture_output=True, text=True, check=True).stdout
+    links = re.findall(r"runbook_url: (.*)", made)
+    assert len(links) == alerts.read_text(encoding="utf-8").count("runbook_url")
+    assert all(re.fullmatch(r"https://\S+/docs/runbooks\.md#gateway[a-z]+", link) for link in links)

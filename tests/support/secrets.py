@@ -8,7 +8,7 @@ in whose time the mark is seen there fails, whatever it is about. For more that 
 
 import base64
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -100,9 +100,11 @@ def no_secret_is_told(secrets_are_watched: None) -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Fail a test in whose captured output there is one."""
-    report: pytest.TestReport = yield
+    report = yield
     if report.when == "teardown" and report.passed:
         seen = Watch()
         for name, text in report.sections:

@@ -16,8 +16,8 @@ server: {{host: 127.0.0.1, port: 0, admin_port: 0, drain_seconds: 1}}
 auth: {{required: false}}
 retry: {{attempts: 1}}
 upstreams:
-  http: {{kind: triton, url: "{http}", template: "{template}", health: {{interval: 0.2}}}}
-  grpc: {{kind: triton, url: "{grpc}", template: "{template}", health: {{interval: 0.2}}}}
+  http: {{kind: triton, url: "{http}", template: "{template}", health: {{interval: 0.2}}, load: {load}}}
+  grpc: {{kind: triton, url: "{grpc}", template: "{template}", health: {{interval: 0.2}}, load: {load}}}
   vllm-http: {{kind: triton, url: "{http}", template: "{template}", profile: vllm_backend}}
   vllm-grpc: {{kind: triton, url: "{grpc}", template: "{template}", profile: vllm_backend}}
   trt-http: {{kind: triton, url: "{http}", template: "{template}", profile: tensorrtllm, cumulative: true}}
@@ -60,7 +60,9 @@ def gateway(triton: Triton, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     config = tmp_path_factory.mktemp("gateway") / "gateway.yaml"
     none = "{stream: null, temperature: null, top_p: null, stop: null, finish_reason: null}"
     (nobody,) = free_ports(1)
-    config.write_text(CONFIG.format(http=triton.url, grpc=triton.grpc_url, template=TEMPLATE, once=none, nobody=nobody))
+    load = f"{{port: {triton.metrics}, interval: 0.1}}"
+    ways = {"http": triton.url, "grpc": triton.grpc_url}
+    config.write_text(CONFIG.format(**ways, template=TEMPLATE, once=none, nobody=nobody, load=load))
     with GatewayProcess(config) as gateway:
         yield gateway
     assert gateway.code == 0, list(gateway.err)

@@ -1,6 +1,8 @@
 """A real Triton behind a real gateway, over HTTP and over gRPC: what a service sees of it, and what the model sees."""
 
 import asyncio
+import time
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from tests.engines.conftest import TEMPLATE
 from tests.engines.triton import Triton
-from tests.support.processes import GatewayProcess
+from tests.support.processes import PATIENCE, GatewayProcess
 
 pytestmark = [pytest.mark.engines, pytest.mark.anyio]
 
@@ -314,6 +316,26 @@ async def test_a_caller_who_leaves_a_plain_call_ends_the_inference(sdk: Sdk, tri
     with pytest.raises(asyncio.CancelledError):
         await asking
     triton.wait_cancelled(since)
+
+
+async def test_its_own_metrics_are_told_in_ours(sdk: Sdk, gateway: GatewayProcess, way: str) -> None:
+    await sdk.completions.create(model=f"llm-{way}", prompt="One")
+    deadline = time.monotonic() + PATIENCE
+    wanted = [f"gateway_upstream_engine_{name}{{" for name in ("waiting", "batch_size")]
+    found: list[str] = []
+    while len(found) < len(wanted):
+        assert time.monotonic() < deadline, found
+        page = await asyncio.to_thread(_page, f"{gateway.admin_url}/metrics")
+        found = [line for line in page.splitlines() if line.startswith(tuple(wanted)) and f'upstream="{way}"' in line]
+    values = {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in found}
+    assert values["gateway_upstream_engine_waiting"] == 0
+    assert values["gateway_upstream_engine_batch_size"] == 1  # these models take one request at a time
+
+
+def _page(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+        page: bytes = answer.read()
+    return page.decode()
 
 
 def test_the_model_that_is_used_here_has_all_that_a_folder_may_have() -> None:

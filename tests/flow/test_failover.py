@@ -361,6 +361,7 @@ async def test_our_key_refused_is_another_upstreams_call_and_no_other_replicas(
         assert stage.attempts(upstream="a", outcome="unauthorised") == 1
         assert stage.sample("gateway_upstream_key_refused", upstream="a") == 1
         assert stage.sample("gateway_upstream_key_refused", upstream="b") == 0
+        assert stage.sample("gateway_upstream_out_of_quota") == 0
         assert stage.state("a") == "available"
         assert [(line["event"], line["upstream"], line["reason"]) for line in stage.events] == [
             ("key_refused", "a", "upstream_auth")
@@ -421,6 +422,10 @@ async def test_a_dry_account_is_another_upstreams_call_and_else_a_503_that_is_no
     async with staged_many({"a": [dry, dry]}) as stage:
         response = await stage.ask(chat())
         assert (response.status, response.error["code"]) == (503, "upstream_quota")
+        assert stage.sample("gateway_upstream_out_of_quota", upstream="a") == 1
+        assert stage.sample("gateway_upstream_key_refused", upstream="a") == 1
+        await asyncio.sleep(60)  # its time is over, and the next call would be the probe
+        assert stage.sample("gateway_upstream_out_of_quota", upstream="a") == 1
         assert (response.headers["x-gateway-attempts"], response.headers["retry-after"]) == ("1", "3")
     async with staged_many({"a": [dry, dry], "b": [answering(served())]}) as stage:
         assert (await stage.ask(chat())).headers["x-gateway-upstream"] == "b"

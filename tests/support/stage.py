@@ -365,7 +365,7 @@ def served(stream: bool = False, content: str = "hello") -> Action:
 
 def refused(status: str, *headers: str, **error: Any) -> Action:
     """An answer of OpenAI's that tells of an error."""
-    members = {"message": "m", "type": "server_error", "param": None, "code": None, **error}
+    members = {"message": "planted-words", "type": "server_error", "param": None, "code": None, **error}
     return reply(orjson.dumps({"error": members}), status=status, headers=[JSON, *headers])
 
 

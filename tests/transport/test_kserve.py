@@ -19,6 +19,7 @@ import pytest
 from gateway.transport import Engine, FirstByteTimeout, IdleTimeout, PreparedRequest, Target, TransportSettings
 from gateway.transport.kserve import MissingExtra, open_kserve
 from gateway.wire import kserve
+from tests.support.upstream import ScriptedUpstream, read, reply
 from tests.transport.exchanges import fetch, request, whole
 from tests.wire.test_kserve import RECORDED
 
@@ -318,3 +319,11 @@ def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "grpc.aio", None)
     with pytest.raises(MissingExtra, match="install gateway"):
         open_kserve(TransportSettings())
+
+
+async def test_the_servers_metrics_are_fetched_over_http() -> None:
+    async with ScriptedUpstream([read(), reply(b"nv_inference_count 1\n")]) as page:
+        transport = open_kserve(TransportSettings())
+        fetched = await fetch(transport, request(f"{page.url}/metrics", None, method="GET"))
+        assert fetched == (200, b"nv_inference_count 1\n")
+        await transport.aclose()

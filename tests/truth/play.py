@@ -167,7 +167,9 @@ async def _stream(deed: Deed, done: Done, peer: Peer) -> None:
         await wait_closed()(peer)
         peer.gone = True
     elif deed.ends == "error_event":
-        await send(frame(event({"error": {"message": "m", "type": "server_error", "code": None}})), END)(peer)
+        await send(frame(event({"error": {"message": "planted-words", "type": "server_error", "code": None}})), END)(
+            peer
+        )
     else:
         await say(delta(finish="stop"))
         if deed.usage is not None:

@@ -37,7 +37,7 @@ class Triton(Process):
             (repository / name / "1").mkdir(parents=True)
             shutil.copy(_HERE / f"{name}.pbtxt", repository / name / "config.pbtxt")
             shutil.copy(_HERE / "model.py", repository / name / "1" / "model.py")
-        self.http, self.grpc, metrics = free_ports(3)
+        self.http, self.grpc, self.metrics = free_ports(3)
         self.url, self.grpc_url = f"http://127.0.0.1:{self.http}", f"grpc://127.0.0.1:{self.grpc}"
         options = {
             "model-repository": repository,
@@ -48,7 +48,7 @@ class Triton(Process):
             "grpc-address": "127.0.0.1",
             "grpc-port": self.grpc,
             "metrics-address": "127.0.0.1",
-            "metrics-port": metrics,
+            "metrics-port": self.metrics,
             "allow-gpu-metrics": "false",
             "exit-timeout-secs": 1,
         }

@@ -110,6 +110,7 @@ async def relay_plain(reply: Plain, answer: Answer, call: Call, exchange: Exchan
 
 async def relay_stream(stream: Stream, answer: Answer, silence: Silence, meter: Meter, clock: Clock) -> None:
     """Event after event until the upstream says that it is done. Raises GatewayError where it ends otherwise."""
+    silence.writing = True
     await answer.start_stream(stream.headers)
     events: list[Event] | None = []
     if data := meter.take(stream.first, clock()):
@@ -121,6 +122,7 @@ async def relay_stream(stream: Stream, answer: Answer, silence: Silence, meter: 
             silence.writing = True
             await answer.write(data)
             silence.heard()
+    silence.writing = True  # for as long as the caller takes for the rest: the upstream has said everything
     if not meter.done:
         _refuse_unfinished(stream, meter)
         await answer.write(_DONE_EVENT)

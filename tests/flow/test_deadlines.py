@@ -314,3 +314,22 @@ async def test_a_timer_that_rings_a_little_early_blames_nobody_either(stream: bo
 
             assert {response.error["code"] for response in responses} == {"deadline_exceeded"}
             assert stage.state() == "available"
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["with [DONE]", "without"])
+async def test_while_the_caller_reads_slowly_the_upstream_is_not_blamed_and_pings_do_not_pile_up(ended: bool) -> None:
+    words = [frame(delta("x" * 60_000)) for _ in range(8)]
+    last = [frame(delta("", finish="stop")), *([frame(DONE)] if ended else []), END]
+    limits: dict[str, Any] = {"server": {"limits": {"stall_seconds": 300}}, "timeouts": {"idle": 10, "ping": 2}}
+    said = [read(), send(STREAM_HEAD, frame(ROLE), *words, *last)]
+    async with staged_many({"up": [said]}, **limits) as stage, await stage.caller(receive_buffer=4096) as caller:
+        await caller.send(request(chat(stream=True)))
+        loop, taken = asyncio.get_running_loop(), b""
+        while DONE not in taken[-100:]:
+            await asyncio.sleep(1)
+            taken += (piece := await loop.sock_recv(caller.sock, 4096))
+            assert piece, taken[-200:]
+            assert len([task for task in asyncio.all_tasks() if task.get_name() == "ping"]) <= 1
+
+        line = await stage.records.request()
+        assert (line["outcome"], line["end_reason"]) == ("served", "done")

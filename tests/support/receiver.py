@@ -12,6 +12,8 @@ import grpc
 import oteltest.sink
 from oteltest.sink.handler import RequestHandler
 
+from tests.support.secrets import watch
+
 _LOG = logging.getLogger("oteltest")
 
 
@@ -52,6 +54,7 @@ class Receiver(RequestHandler):  # type: ignore[misc]
         with self._changed:
             self.headers.append({name.lower(): value for name, value in dict(headers).items()})
             self._raw.append(request.SerializeToString())
+            watch.see("trace", self._raw[-1])
             for group in request.resource_spans:
                 resource = _attributes(group.resource.attributes)
                 for scoped in group.scope_spans:
